@@ -1,0 +1,319 @@
+"""Editing preference data: poisoning by flips, denoising by removal, noise for controls, and the way back.
+
+SAFER, arXiv 2507.00665: poisoning swaps chosen and rejected of the highest-scoring pairs, denoising removes
+the lowest-scoring ones. The number edited is the rate times the size of one group, the same for every
+method, and only that group is touched. Rows keep their order, so an edited set is never trained in score
+order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from seamark.audit import rows as file_rows
+from seamark.errors import ConfigError, DataError, FormatError
+from seamark.run import read_json, write_atomic
+from seamark.text.pairs import Pairs, PreferencePair, hash_unit
+
+EDITED, MANIFEST = "edited.jsonl", "manifest.json"
+SCHEMA: Literal[1] = 1
+NOISE = "noise"
+
+
+class Scored(Protocol):
+    """Anything that scores pairs: see `seamark.audit.scores.PairScores`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def values(self) -> Mapping[str, float]: ...
+
+
+class RowMark(NamedTuple):
+    """One row of the original file: its pair id, a digest of its content, and which of the `layouts` its
+    fields had.
+    """
+
+    id: str
+    digest: str
+    layout: int
+
+
+class RemovedRow(BaseModel):
+    """A row that was taken out: where it stood (0-based) and all its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    row: dict[str, Any]
+
+
+class EditManifest(BaseModel):
+    """What an edit did, by pair id: enough to turn the edited file back into the original, whatever its
+    order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA
+    kind: Literal["flip", "remove"]
+    method: str
+    """What chose the pairs: `safer`, `random`, `margin`, … or `noise`."""
+    group: str
+    rate: float
+    """Share of the group that was edited, as asked for (a fraction)."""
+    seed: int
+    group_size: int
+    n_edited: int
+    flipped: tuple[str, ...] = ()
+    removed: tuple[RemovedRow, ...] = ()
+    fingerprint: str
+    """`Pairs.fingerprint()` of the original."""
+    fingerprint_edited: str
+    layouts: tuple[tuple[str, ...] | None, ...]
+    """Distinct field orders of the original rows; None: the row is wrapped in `original`."""
+    rows: tuple[RowMark, ...]
+    """The original rows, in order."""
+
+    @property
+    def edited_ids(self) -> tuple[str, ...]:
+        """Ids flipped or removed."""
+        return self.flipped or tuple(r.row["id"] for r in self.removed)
+
+    def to_json(self) -> str:
+        """The manifest as JSON, one key a line (long lists are not spread out)."""
+        lines = (f"{json.dumps(key)}: {file_rows.dumps(value)}" for key, value in self.model_dump().items())
+        return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+    @classmethod
+    def load(cls, path: Path) -> EditManifest:
+        """Read `manifest.json`. Raises `FormatError` on a foreign file or a newer schema."""
+        data = read_json(path)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA:
+            what = f"not an edit manifest of version {SCHEMA} (found {version!r})"
+            raise FormatError(what, where=str(path), fix="Give the manifest.json written beside the edited file")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = f"{path}, key {'.'.join(map(str, first['loc']))}"
+            raise FormatError(f"broken edit manifest: {first['msg']}", where=where) from None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edited set of pairs and the manifest that undoes it."""
+
+    pairs: Pairs
+    manifest: EditManifest
+
+
+def poison(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0) -> Edit:
+    """Flip the highest-scoring `rate` of `group` (SAFER's data poisoning). Ties go by a hash of id.
+
+    Raises:
+        ConfigError: `rate` is not between 0 and 1.
+        DataError: no such group, or pairs of it without a score.
+    """
+    picked = _extreme(pairs, scores, rate, group, seed, highest=True)
+    return _flip(pairs, picked, method=scores.method, rate=rate, group=group, seed=seed)
+
+
+def denoise(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0) -> Edit:
+    """Remove the lowest-scoring `rate` of `group` (SAFER's denoising). Ties go by a hash of id and `seed`.
+
+    Raises:
+        ConfigError: `rate` is not between 0 and 1.
+        DataError: no such group, pairs of it without a score, or nothing of it would be left.
+    """
+    picked = _extreme(pairs, scores, rate, group, seed, highest=False)
+    if len(picked) == len(pairs.group(group)):
+        raise DataError(f"removing {rate:g} of group {group!r} leaves none of its {len(picked)} pairs",
+                        fix="Choose a lower rate")  # fmt: skip
+    kept = pairs.where(lambda p: p.id not in picked)
+    return _edit(pairs, kept, kind="remove", picked=picked, method=scores.method, rate=rate, group=group, seed=seed)
+
+
+def inject_noise(pairs: Pairs, rate: float, group: str = "safety", seed: int = 0) -> Edit:
+    """Flip a random `rate` of `group`: wrong labels of known ids, to measure what denoising finds.
+
+    Which pairs are flipped depends on their ids and `seed` alone, not on their order. Raises as `poison`.
+    """
+    count = edit_count(rate, _members(pairs, group))
+    order = sorted(pairs.group(group).ids, key=lambda i: (hash_unit(i, seed), i))
+    return _flip(pairs, frozenset(order[:count]), method=NOISE, rate=rate, group=group, seed=seed)
+
+
+def edit_count(rate: float, group_size: int) -> int:
+    """`rate * group_size`, halves rounded up in decimal (0.145 of 100 is 15, whatever binary floats say)."""
+    if not (isfinite(rate) and 0.0 < rate < 1.0):
+        raise ConfigError(f"the rate must be between 0 and 1, not {rate!r}",
+                          fix="Give a fraction: 0.05 edits 5 % of the group")  # fmt: skip
+    count = int((Decimal(str(float(rate))) * group_size).quantize(Decimal(1), ROUND_HALF_UP))
+    if count > group_size:
+        raise DataError(f"{count} pairs to edit, but the group has only {group_size}", fix="Choose a lower rate")
+    return count
+
+
+def _members(pairs: Pairs, group: str) -> int:
+    size = len(pairs.group(group))
+    if size == 0:
+        raise DataError(f"no pairs in group {group!r}", fix=f"The groups are: {', '.join(pairs.groups) or 'none'}")
+    return size
+
+
+def _extreme(pairs: Pairs, scores: Scored, rate: float, group: str, seed: int, *, highest: bool) -> frozenset[str]:
+    """Ids of the highest- or lowest-scoring `rate` of `group`."""
+    count = edit_count(rate, _members(pairs, group))
+    ids, values = pairs.group(group).ids, scores.values
+    missing = [i for i in ids if i not in values or not isfinite(values[i])]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(ids)} pairs of group {group!r} have no {scores.method!r} score, "
+            f"the first being {missing[0]!r}",
+            fix="Score the same pairs that are edited",
+        )
+    sign = -1.0 if highest else 1.0
+    return frozenset(sorted(ids, key=lambda i: (sign * values[i], hash_unit(i, seed), i))[:count])
+
+
+def _flip(pairs: Pairs, picked: frozenset[str], *, method: str, rate: float, group: str, seed: int) -> Edit:
+    flipped = pairs.with_items(p.flipped() if p.id in picked else p for p in pairs)
+    return _edit(pairs, flipped, kind="flip", picked=picked, method=method, rate=rate, group=group, seed=seed)
+
+
+def _edit(
+    before: Pairs, after: Pairs, *, kind: Literal["flip", "remove"], picked: frozenset[str], method: str,
+    rate: float, group: str, seed: int,
+) -> Edit:  # fmt: skip
+    layouts: dict[tuple[str, ...] | None, int] = {}
+    marks: list[RowMark] = []
+    removed: list[RemovedRow] = []
+    raw = dict(before.raw)
+    for index, pair in enumerate(before):
+        row, keys = file_rows.to_file_row(pair, before.raw.get(pair.id))
+        marks.append(RowMark(pair.id, file_rows.row_digest(row), layouts.setdefault(keys, len(layouts))))
+        if pair.id in picked and kind == "remove":
+            removed.append(RemovedRow(index=index, row=row))
+            raw.pop(pair.id, None)
+        elif pair.id in picked:
+            # A later edit of these pairs must see the flipped row as its original.
+            raw[pair.id] = file_rows.flip_row(row)
+    manifest = EditManifest(
+        kind=kind, method=method, group=group, rate=rate, seed=seed, group_size=len(before.group(group)),
+        n_edited=len(picked), flipped=tuple(i for i in before.ids if i in picked) if kind == "flip" else (),
+        removed=tuple(removed), fingerprint=before.fingerprint(), fingerprint_edited=after.fingerprint(),
+        layouts=tuple(layouts), rows=tuple(marks),
+    )  # fmt: skip
+    return Edit(replace(after, raw=raw), manifest)
+
+
+def write_edit(edit: Edit, folder: Path) -> tuple[Path, Path]:
+    """Write `edited.jsonl` and `manifest.json` into `folder`, each whole or not at all; returns their paths.
+
+    The rows load in TRL and in `read_pairs`; fields that Seamark does not know are kept. The manifest is
+    written first: an edited file never stands without it.
+    """
+    folder = Path(folder)
+    rows = (file_rows.to_file_row(pair, edit.pairs.raw.get(pair.id))[0] for pair in edit.pairs)
+    write_atomic(folder / MANIFEST, edit.manifest.to_json())
+    write_atomic(folder / EDITED, file_rows.to_jsonl(rows))
+    return folder / EDITED, folder / MANIFEST
+
+
+def undo(edited: Pairs, manifest: EditManifest) -> Pairs:
+    """The original pairs, in their order. `edited` may have been reordered since.
+
+    Raises:
+        FormatError: `edited` is not what the manifest describes.
+    """
+    by_id = {p.id: p for p in edited}
+    _check_ids(list(by_id), manifest, "the pairs")
+    removed = {r.row["id"]: r.row for r in manifest.removed}
+    flipped = set(manifest.flipped)
+    items: list[PreferencePair] = []
+    raw: dict[str, Mapping[str, Any]] = {}
+    for mark in manifest.rows:
+        if mark.id in removed:
+            items.append(file_rows.to_pair(removed[mark.id]))
+            read: Mapping[str, Any] | None = removed[mark.id]
+        else:
+            items.append(by_id[mark.id].flipped() if mark.id in flipped else by_id[mark.id])
+            read = edited.raw.get(mark.id)
+            if read is not None and mark.id in flipped:
+                read = file_rows.flip_row(read)
+        if read is not None:
+            # Rows that were not edited may still be as first read: then there is nothing to take off.
+            is_file_row = file_rows.row_digest(read) == mark.digest
+            raw[mark.id] = file_rows.from_file_row(read, manifest.layouts[mark.layout]) if is_file_row else read
+    original = replace(edited, items=tuple(items), raw=raw)
+    if original.fingerprint() != manifest.fingerprint:
+        raise FormatError("the pairs differ from those the manifest was written for",
+                          fix="Undo needs the edited pairs unchanged, though in any order")  # fmt: skip
+    return original
+
+
+def undo_file(
+    edited: Path, manifest: Path, out: Path | None = None, *, group: str | None = None
+) -> list[dict[str, Any]]:
+    """The original rows of an edited file, field for field and in order; written to `out` (JSONL) when given.
+
+    Works from the two files alone; the edited one may have been reordered. `group` gives back only that
+    group's rows, for data that were read from one file per group.
+
+    Raises:
+        FormatError: the files do not belong together, or a row was changed since; nothing is written.
+    """
+    plan = EditManifest.load(Path(manifest))
+    rows = _original_rows(Path(edited), plan)
+    chosen = [original for file_row, original in rows if group is None or file_row["group"] == group]
+    if out is not None:
+        write_atomic(Path(out), file_rows.to_jsonl(chosen))
+    return chosen
+
+
+def _original_rows(path: Path, plan: EditManifest) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(unedited file row, original row) of every original row, in order."""
+    found = list(file_rows.read_jsonl(path))
+    _check_ids([row.get("id") for row in found], plan, str(path))
+    by_id = {row["id"]: row for row in found}
+    for row_id in plan.flipped:
+        if not {"chosen", "rejected"} <= by_id[row_id].keys():
+            raise FormatError("`chosen` or `rejected` is missing", where=f"{path}, row with id {row_id!r}")
+        by_id[row_id] = file_rows.flip_row(by_id[row_id])
+    by_id |= {r.row["id"]: r.row for r in plan.removed}
+    for mark in plan.rows:
+        if file_rows.row_digest(by_id[mark.id]) != mark.digest:
+            raise FormatError(
+                "this row was changed after the edit, or belongs to another edit",
+                where=f"{path}, row with id {mark.id!r}",
+                fix="Undo needs the rows of the edited file unchanged, though in any order",
+            )
+    return [(by_id[m.id], file_rows.from_file_row(by_id[m.id], plan.layouts[m.layout])) for m in plan.rows]
+
+
+def _check_ids(found: list[Any], plan: EditManifest, where: str) -> None:
+    """The edited rows must be exactly those of the manifest, once each."""
+    removed = {r.row["id"] for r in plan.removed}
+    expected = {m.id for m in plan.rows} - removed
+    strange = [i for i in found if not isinstance(i, str) or i not in expected]
+    missing = sorted(expected.difference(i for i in found if isinstance(i, str)))
+    if not strange and not missing and len(found) == len(expected):
+        return
+    if strange:
+        problem = f"{len(strange)} rows are not in the manifest (the first has id {strange[0]!r})"
+    elif missing:
+        problem = f"{len(missing)} rows of the manifest are missing (the first has id {missing[0]!r})"
+    else:
+        problem = "some ids occur more than once"
+    raise FormatError(f"the manifest does not fit: {problem}", where=where,
+                      fix="Give the manifest.json written beside this file")  # fmt: skip

@@ -1,0 +1,114 @@
+"""Rows of an edited file: what a pair looks like in it, and how the row that was read comes back out of it.
+
+An edited file must load anywhere, so every row has `id`, `group`, `prompt`, `chosen` and `rejected` as
+plain fields. A row that was read in that shape keeps all its other fields beside them ("direct"). A row
+read from another shape (other column names, a prompt inside both answers) would carry its old label along
+beside the new one; it is kept as one JSON string in `original` instead ("wrapped").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from seamark.errors import FormatError
+from seamark.text.pairs import Message, PreferencePair, Text
+
+Row = dict[str, Any]
+ORIGINAL = "original"
+_LABELS = ("prompt", "chosen", "rejected")
+_OPTIONAL = ("source", "category")
+
+
+def to_file_row(pair: PreferencePair, read: Mapping[str, Any] | None) -> tuple[Row, tuple[str, ...] | None]:
+    """The row of an edited file for `pair`, and the keys of the row as read (None: it is wrapped in
+    `original`).
+    """
+    plain = pair.to_row()
+    if read is None:
+        return plain, tuple(plain)
+    raw = json.loads(dumps(read))  # dates and the like (Parquet) become the text they will be in the file
+    if _is_direct(raw, plain):
+        needed = {k: v for k, v in plain.items() if k not in raw and (v != "" or k not in _OPTIONAL)}
+        return {**raw, **needed}, tuple(raw)
+    return {**plain, ORIGINAL: dumps(raw)}, None
+
+
+def _is_direct(raw: Row, plain: Row) -> bool:
+    """Whether the pair's fields stand in `raw` under their own names and with their own values."""
+    if any(key not in raw for key in _LABELS):
+        return False
+    return all(raw[k] == v or (k in _OPTIONAL and raw[k] is None) for k, v in plain.items() if k in raw)
+
+
+def from_file_row(row: Mapping[str, Any], keys: tuple[str, ...] | None) -> Row:
+    """The row as it was read, fields in their order. Inverse of `to_file_row`."""
+    if keys is None:
+        original: Row = json.loads(row[ORIGINAL])
+        return original
+    return {key: row.get(key) for key in keys}
+
+
+def flip_row(row: Mapping[str, Any]) -> Row:
+    """`row` with `chosen` and `rejected` swapped; every field keeps its place."""
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """16 hex digits of a row's content: the order of fields and the difference of null and absent do not
+    count.
+    """
+    present = {k: v for k, v in row.items() if v is not None}
+    text = json.dumps(present, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def to_pair(row: Mapping[str, Any]) -> PreferencePair:
+    """The pair a row of an edited file stands for."""
+
+    def text(value: Any) -> Text:
+        return value if isinstance(value, str) else tuple(Message(m["role"], m["content"]) for m in value)
+
+    return PreferencePair(
+        id=row["id"], group=row["group"], prompt=text(row["prompt"]), chosen=text(row["chosen"]),
+        rejected=text(row["rejected"]), source=row.get("source") or "", category=row.get("category") or "",
+    )  # fmt: skip
+
+
+def dumps(row: Any) -> str:
+    """One line of JSON. Text stays readable, except where it holds half a surrogate pair, which UTF-8
+    cannot say.
+    """
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row, ensure_ascii=True, default=str)
+    return text
+
+
+def to_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(dumps(row) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """Rows of a JSONL file. Raises `FormatError` naming file and line where a line is no JSON object."""
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except FileNotFoundError:
+        raise FormatError("file not found", where=str(path)) from None
+    except UnicodeDecodeError as e:
+        raise FormatError(f"not UTF-8 text ({e.reason} at byte {e.start})", where=str(path)) from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise FormatError(f"not JSON ({e.msg})", where=f"{path}, line {number}") from None
+        if not isinstance(row, dict):
+            raise FormatError("not a JSON object", where=f"{path}, line {number}")
+        yield row

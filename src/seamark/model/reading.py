@@ -1,0 +1,169 @@
+"""Reading activations at hookpoints, and changing them there.
+
+`read` runs the model no further than it must: once every hookpoint asked for has been seen, the forward
+pass is cut short, so neither later blocks nor a head nobody reads are computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from seamark.errors import ModelError
+from seamark.model.batching import Batch
+from seamark.model.hookpoints import resolve
+from seamark.model.precision import Precision, autocast
+
+if TYPE_CHECKING:
+    from seamark.model.loading import HookedModel
+
+Change = Callable[[Tensor, Batch], Tensor]
+"""Takes activations [B, T, d] and the batch they belong to, and returns activations of the same shape."""
+
+
+class _SeenEnough(Exception):  # noqa: N818  (control flow, not an error)
+    """Unwinds the forward pass once all hookpoints have been read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one batch gave: activations [B, T, d] by hookpoint, and rewards [B] where they were asked for."""
+
+    activations: dict[str, Tensor]
+    rewards: Tensor | None
+
+
+def _tensor(output: Any) -> Tensor:
+    """The activation in a module's output: the output itself, or the first item of a tuple."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _with_tensor(output: Any, h: Tensor) -> Any:
+    return type(output)((h, *output[1:])) if isinstance(output, tuple | list) else h
+
+
+@contextlib.contextmanager
+def _evaluating(hf: nn.Module, precision: Precision) -> Iterator[None]:
+    """Eval mode, no gradients, autocast only as asked; the training flag is put back."""
+    was_training = hf.training
+    hf.eval()
+    device = next(hf.parameters()).device.type
+    try:
+        with torch.inference_mode(), autocast(device, precision):
+            yield
+    finally:
+        hf.train(was_training)
+
+
+def read(
+    model: HookedModel,
+    batch: Batch,
+    hookpoints: Sequence[str],
+    *,
+    with_output: bool = False,
+    precision: Precision = "fp32",
+) -> Reading:
+    """Run one batch and return the activations at `hookpoints`.
+
+    Padding positions hold meaningless numbers: use `batch.attention_mask`.
+
+    Args:
+        model: the model.
+        batch: texts from `collate`.
+        hookpoints: names as in `hookpoints.py`.
+        with_output: also run to the head and return the rewards.
+        precision: "fp32" computes in the weights' own dtype; "bf16" under autocast, "auto" where that is
+            fast.
+
+    Returns:
+        Activations in the model's dtype, on its device, in the order asked for.
+
+    Raises:
+        ModelError: an unknown hookpoint, or rewards asked of a model that gives none.
+    """
+    wanted = {name: resolve(model.hf, name) for name in dict.fromkeys(hookpoints)}
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            seen[name] = _tensor(output)
+            if len(seen) == len(wanted) and not with_output:
+                raise _SeenEnough
+
+        return hook
+
+    if not wanted and not with_output:
+        return Reading({}, None)
+    handles = [module.register_forward_hook(watch(name)) for name, module in wanted.items()]
+    rewards: Tensor | None = None
+    try:
+        with _evaluating(model.hf, precision), model.reading(batch.to(model.device)) as moved:
+            output = model.forward(moved)
+            if with_output:
+                rewards = model.rewards_of(output)
+    except _SeenEnough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    missed = [name for name in wanted if name not in seen]
+    if missed:
+        raise ModelError(f"the model ran without passing {', '.join(missed)}", where=model.name)
+    return Reading({name: seen[name] for name in wanted}, rewards)
+
+
+@contextlib.contextmanager
+def apply_at(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None]:
+    """While the context is open, every forward pass of the model goes through `changes` at their hookpoints.
+
+    It holds for `read`, for `rewards` and for any call of `model.hf` itself (then the batch handed to the
+    function is made from the call's own `input_ids` and `attention_mask`). A function that returns the very
+    tensor it got changes no bit of the output. Hooks registered earlier see activations first: open
+    `apply_at` before reading.
+
+    Raises:
+        ModelError: an unknown hookpoint, or a function that returns another shape.
+    """
+    modules = {name: resolve(model.hf, name) for name in changes}
+    handles = [model.hf.register_forward_pre_hook(_note_batch(model), with_kwargs=True)]
+    for name, module in modules.items():
+        handles.append(module.register_forward_hook(_changing(model, name, changes[name])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.batch_of_call = None
+
+
+def _changing(model: HookedModel, name: str, change: Change) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        h = _tensor(output)
+        batch = model.batch or model.batch_of_call
+        if batch is None:
+            raise ModelError("apply_at needs a forward pass through the whole model", where=name)
+        new = change(h, batch)
+        if new is h:
+            return None  # exactly what the module gave
+        if new.shape != h.shape:
+            raise ModelError(f"the function changed the shape {tuple(h.shape)} to {tuple(new.shape)}", where=name)
+        return _with_tensor(output, new.to(h.dtype))
+
+    return hook
+
+
+def _note_batch(model: HookedModel) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ModelError("apply_at needs a forward pass on input_ids", where=model.name)
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        mask = torch.ones_like(ids) if mask is None else mask
+        model.batch_of_call = Batch(ids, mask, tuple(range(len(ids))))
+
+    return hook

@@ -1,0 +1,36 @@
+"""How work is done: run folders and stages, cells side by side, whole files, progress."""
+
+from seamark.run.files import (
+    canonical_json,
+    digest,
+    disk_errors,
+    file_digest,
+    read_json,
+    to_jsonable,
+    versions,
+    write_atomic,
+    write_json,
+)
+from seamark.run.folder import MANIFEST, Run, Stage, result_digest
+from seamark.run.watch import RssMeter, progress, say
+from seamark.run.workers import Workers
+
+__all__ = [
+    "MANIFEST",
+    "RssMeter",
+    "Run",
+    "Stage",
+    "Workers",
+    "canonical_json",
+    "digest",
+    "disk_errors",
+    "file_digest",
+    "progress",
+    "read_json",
+    "result_digest",
+    "say",
+    "to_jsonable",
+    "versions",
+    "write_atomic",
+    "write_json",
+]

@@ -1,0 +1,81 @@
+"""Numbers with their doubt: estimates, bootstrap intervals by prompt, and "not available" instead of zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(BaseModel):
+    """A measured quantity: `value` with a 95 % interval, or `None` with the `reason` why it is not available."""
+
+    model_config = ConfigDict(frozen=True)
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    reason: str = ""
+
+    @classmethod
+    def not_available(cls, reason: str, n: int = 0) -> Estimate:
+        """The quantity could not be computed; `reason` says why. Never stands for 0."""
+        return cls(value=None, reason=reason, n=n)
+
+    @property
+    def available(self) -> bool:
+        return self.value is not None
+
+
+def cluster_codes(labels: Sequence[str]) -> NDArray[np.int64]:
+    """Integer code of each label, by first appearance: clusters for a bootstrap by prompt. Shape [n]."""
+    seen: dict[str, int] = {}
+    return np.asarray([seen.setdefault(label, len(seen)) for label in labels], dtype=np.int64)
+
+
+def bootstrap_by_cluster(values: Floats, clusters: NDArray[np.int64], *, draws: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of `values` [n] with a percentile interval from resampling whole clusters (prompts), not rows."""
+    return bootstrap_matrix(values[None, :], clusters, draws=draws, seed=seed)
+
+
+def bootstrap_matrix(values: Floats, clusters: NDArray[np.int64], *, draws: int = 2000, seed: int = 0) -> Estimate:
+    """Mean of a [seeds, n] matrix, resampling seeds and clusters (columns grouped by prompt) together.
+
+    A two-way bootstrap: every draw picks seeds with replacement and prompts with replacement, so the interval
+    holds both the doubt of training and that of the test prompts.
+    """
+    n_seeds, n = values.shape
+    if n == 0 or n_seeds == 0:
+        return Estimate.not_available("no items")
+    n_clusters = int(clusters.max()) + 1
+    sums = np.stack([np.bincount(clusters, weights=row, minlength=n_clusters) for row in values])
+    sizes = np.bincount(clusters, minlength=n_clusters).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    for i in range(draws):
+        weight = np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
+        rows = rng.integers(0, n_seeds, n_seeds)
+        means[i] = (sums[rows] @ weight).mean() / max(float(sizes @ weight), 1.0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high), n=n)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float | None], n: int, *, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Percentile interval of any `statistic(row_indices) -> float`; draws where it is undefined are left out."""
+    value = statistic(np.arange(n))
+    if value is None:
+        return Estimate.not_available("undefined on the full sample", n)
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(rng.integers(0, n, n)) for _ in range(draws)]
+    kept = [d for d in drawn if d is not None]
+    if len(kept) < draws // 2:
+        return Estimate(value=value, n=n, reason="interval undefined: too few valid resamples")
+    low, high = np.quantile(kept, [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high), n=n)

@@ -1,0 +1,289 @@
+"""Rows from files and data sets of many kinds, one at a time, where a bad row never costs its neighbours.
+
+Row numbers are 1-based: lines in JSONL and text files (blank ones counted), records elsewhere (a CSV header is none).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seamark.errors import DataError
+
+PathLike = str | os.PathLike[str]
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_CUT_SHORT = (EOFError, gzip.BadGzipFile, zlib.error)
+_CSV_RESTARTS = 100  # unclosed quotes recovered from in a file, each at the price of reading it to its end
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class RawRow(NamedTuple):
+    """A row as the file has it, or the reason why it could not be read."""
+
+    number: int
+    data: Mapping[str, Any] | None
+    reason: str = ""
+
+
+def read_rows(source: PathLike, *, split: str | None = None) -> Iterator[RawRow]:
+    """Rows of a file, a saved `datasets` folder or a data set of the Hub.
+
+    Formats go by suffix: .jsonl, .ndjson, .json (a list, `{"data": [...]}` or JSONL), .csv, .tsv, .parquet, each but
+    Parquet also with .gz. What is no path but looks like `owner/name` is a data set of the Hub.
+
+    Raises:
+        DataError: missing or empty file, unknown format, a file that cannot be read at all, an unknown split.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _dataset_rows(_load_folder(path, split))
+    if not path.exists():
+        if isinstance(source, str) and HUB_ID.fullmatch(source) and _reader_for(path) is None:
+            return _dataset_rows(_load_hub(source, split))
+        raise DataError("no such file", where=str(source), fix="Give a file, a saved data set or a Hub id")
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=str(path))
+    reader = _reader_for(path)
+    if reader is None:
+        known = ", ".join(_READERS)
+        raise DataError("unknown file format", where=str(path), fix=f"Use {known} or a saved data set")
+    return reader(path)
+
+
+def _reader_for(path: Path) -> Callable[[Path], Iterator[RawRow]] | None:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        inner = Path(path.stem).suffix.lower()
+        return None if inner == ".parquet" else _READERS.get(inner)
+    return _READERS.get(suffix)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str | None, str]]:
+    """(line number, text, "") for each line, or (line number, None, reason) where its bytes are no UTF-8.
+
+    UTF-16 files are known by their byte-order mark; .gz is unpacked, and a cut archive gives what it holds, and
+    then a last row with the reason.
+    """
+    number = 0
+    for line, reason in _byte_lines(path):
+        number += 1
+        if line is None:
+            yield number, None, reason
+            continue
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8"), ""
+        except UnicodeDecodeError as error:
+            yield number, None, f"not UTF-8 (byte {error.start + 1} of the line)"
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _byte_lines(path: Path) -> Iterator[tuple[bytes | None, str]]:
+    with _open(path) as file:
+        try:
+            start = file.read(2)
+            file.seek(0)
+            if start in _UTF16:
+                text = file.read().decode("utf-16", "replace")
+                yield from ((line.encode("utf-8", "surrogatepass"), "") for line in text.split("\n"))
+                return
+            for line in file:
+                yield line.rstrip(b"\r\n"), ""
+        except _CUT_SHORT:
+            yield None, "the compressed file is cut short or damaged from here on"
+
+
+def _whole_text(path: Path) -> tuple[str, str]:
+    """The file's text, with bytes that are no UTF-8 as lone surrogates, and the reason why it ends early, if so."""
+    parts: list[bytes] = []
+    broken = ""
+    with _open(path) as file:
+        try:
+            while part := file.read(1 << 20):
+                parts.append(part)
+        except _CUT_SHORT:
+            broken = "the compressed file is cut short or damaged"
+    data = b"".join(parts)
+    if data[:2] in _UTF16:
+        return data.decode("utf-16", "replace"), broken
+    return data.decode("utf-8-sig", "surrogateescape"), broken
+
+
+def _jsonl_rows(path: Path) -> Iterator[RawRow]:
+    for number, line, reason in read_lines(path):
+        if line is None:
+            yield RawRow(number, None, reason)
+        elif line.strip():
+            yield _parse_line(number, line)
+
+
+def _parse_line(number: int, line: str) -> RawRow:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        return RawRow(number, None, f"not valid JSON (column {error.colno})")
+    except (ValueError, RecursionError):
+        return RawRow(number, None, "not valid JSON (nested too deeply or a number too long)")
+    return _as_row(number, value)
+
+
+def _as_row(number: int, value: Any) -> RawRow:
+    if isinstance(value, Mapping):
+        return RawRow(number, value)
+    return RawRow(number, None, f"a JSON object is needed, not {type(value).__name__}")
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    text, broken = _whole_text(path)
+    if broken:
+        raise DataError(broken, where=str(path), fix="Unpack or copy the file again")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if _parse_line(1, text.lstrip().partition("\n")[0]).data is not None:
+            yield from _jsonl_rows(path)  # many tools write JSONL under the name .json
+            return
+        at = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(
+            f"not valid JSON{at}", where=str(path), fix="Mend it, or save one row a line as .jsonl"
+        ) from error
+    if isinstance(value, Mapping):
+        lists = value.get("data")
+        value = lists if isinstance(lists, list) else [value]
+    if not isinstance(value, list):
+        raise DataError("the JSON is no list of rows", where=str(path), fix='Use [...], {"data": [...]} or .jsonl')
+    for number, item in enumerate(value, 1):
+        yield _as_row(number, item)
+
+
+def _csv_rows(path: Path) -> Iterator[RawRow]:
+    text, broken = _whole_text(path)
+    delimiter = "\t" if ".tsv" in [s.lower() for s in path.suffixes] else ","
+    records = _csv_records(io.StringIO(text, newline="").readlines(), delimiter)
+    header = next(records, None)
+    if header is None:
+        return
+    number = 0
+    for number, record in enumerate(records, 1):
+        if record is None:
+            yield RawRow(number, None, "not valid CSV (a quote is not closed, or text follows one)")
+        elif len(record) > len(header):
+            yield RawRow(number, None, "more fields than the header has")
+        else:
+            yield RawRow(number, dict(zip(header, record, strict=False)))
+    if broken:
+        yield RawRow(number + 1, None, broken)
+
+
+def _csv_records(lines: list[str], delimiter: str) -> Iterator[list[str] | None]:
+    """Records of a CSV file; None for a broken one. A quote never closed costs its line, not the rest of the file."""
+    limit = csv.field_size_limit(1 << 30)  # answers are longer than the default of 128 KiB
+    try:
+        first = restarts = 0
+        while first < len(lines):
+            reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
+            before = 0
+            try:
+                for record in reader:
+                    before = reader.line_num
+                    if record:
+                        yield record
+                return
+            except csv.Error:
+                yield None
+                ran_away = first + reader.line_num >= len(lines)
+                restarts += ran_away
+                first += before + 1 if ran_away and restarts <= _CSV_RESTARTS else reader.line_num
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError("not a readable Parquet file", where=str(path), fix="Write the file again") from error
+    number = 0
+    with file:
+        try:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield RawRow(number, row) if row is not None else RawRow(number, None, "not UTF-8")
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"damaged after row {number}", where=str(path), fix="Write the file again") from error
+
+
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Mapping[str, Any] | None]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for i in range(batch.num_rows):  # one by one, so that only the bad rows are lost
+        try:
+            yield batch.slice(i, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            yield None
+
+
+def _load_folder(path: Path, split: str | None) -> Any:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError, OSError, KeyError) as error:
+        fix = "Give a folder written by datasets.save_to_disk, or a file"
+        raise DataError("this folder is no saved data set", where=str(path), fix=fix) from error
+    return _pick_split(data, split, str(path))
+
+
+def _load_hub(name: str, split: str | None) -> Any:
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name)
+    except Exception as error:  # the Hub client raises many kinds: offline, not found, gated, no access
+        why = type(error).__name__
+        fix = "Check the name, the network and your access, or give a local file"
+        raise DataError(f"the Hub data set cannot be loaded ({why})", where=name, fix=fix) from error
+    return _pick_split(data, split, name)
+
+
+def _pick_split(data: Any, split: str | None, where: str) -> Any:
+    """One split of a DatasetDict: the one asked for, else the only one, else "train"."""
+    if not isinstance(data, Mapping):
+        return data
+    wanted = split or (next(iter(data)) if len(data) == 1 else "train")
+    if wanted not in data:
+        names = ", ".join(data)
+        raise DataError(f"no split {wanted!r} (it has {names})", where=where, fix="Set ReadOptions(split=...)")
+    return data[wanted]
+
+
+def _dataset_rows(data: Any) -> Iterator[RawRow]:
+    for number, row in enumerate(data, 1):
+        yield RawRow(number, row)
+
+
+_READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
+    ".jsonl": _jsonl_rows,
+    ".ndjson": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
