@@ -110,17 +110,47 @@ def suspicious(rng: random.Random) -> tuple[rd.SuspiciousPair, ...]:
 
 
 def checks() -> tuple[rd.Checks, rd.Checks]:
-    targets = rd.Checks(intro="D is the loss of safety accuracy by flips chosen with features, less that of random flips.", checks=(
-        rd.Check(name="Effect D at 5 % flipped", rule="at least 10 points, lower bound above 0", value=near(0.138, 0.03), holds=True),
-        rd.Check(name="Chat kept at 5 % flipped", rule="at least 95 %", value=near(0.991, 0.012), unit="share", holds=True),
-        rd.Check(name="Denoising gain at 4 % removed", rule="lower bound above 0", value=near(0.011, 0.015), holds=False),
-        rd.Check(name="Rating agreement with people", rule="above 80 %", unit="share", holds=None,
-                 value=Estimate.not_available("no human ratings were imported")),
-    ))  # fmt: skip
-    failures = rd.Checks(checks=(
-        rd.Check(name="Flips have an effect", rule="safety falls by at least 5 points at 5 % flipped", value=near(-0.16, 0.03), holds=True),
-        rd.Check(name="Chat survives flips", rule="chat falls by at most 10 points", value=near(-0.007, 0.02), holds=True),
-    ))  # fmt: skip
+    targets = rd.Checks(
+        intro="D is the loss of safety accuracy by flips chosen with features, less that of random flips.",
+        checks=(
+            rd.Check(
+                name="Effect D at 5 % flipped",
+                rule="at least 10 points, lower bound above 0",
+                value=near(0.138, 0.03),
+                holds=True,
+            ),
+            rd.Check(
+                name="Chat kept at 5 % flipped",
+                rule="at least 95 %",
+                value=near(0.991, 0.012),
+                unit="share",
+                holds=True,
+            ),
+            rd.Check(
+                name="Denoising gain at 4 % removed", rule="lower bound above 0", value=near(0.011, 0.015), holds=False
+            ),
+            rd.Check(
+                name="Rating agreement with people",
+                rule="above 80 %",
+                unit="share",
+                holds=None,
+                value=Estimate.not_available("no human ratings were imported"),
+            ),
+        ),
+    )
+    failures = rd.Checks(
+        checks=(
+            rd.Check(
+                name="Flips have an effect",
+                rule="safety falls by at least 5 points at 5 % flipped",
+                value=near(-0.16, 0.03),
+                holds=True,
+            ),
+            rd.Check(
+                name="Chat survives flips", rule="chat falls by at most 10 points", value=near(-0.007, 0.02), holds=True
+            ),
+        )
+    )
     return targets, failures
 
 
@@ -131,25 +161,67 @@ def report_data() -> rd.ReportData:
     centres = {"safety": 8, "chat": 6}
     return rd.ReportData(
         title="Safety features of a MiniLM reward model",
-        summary=("Flipping the labels of 5 % of the safety pairs, chosen by 32 features, costs 16 points of safety "
-                 "accuracy and leaves chat alone.",),
-        run=rd.RunInfo(recipe="demo", model="seamark/default", hookpoint="layers.3", sae="l3-k32", seeds=(0, 1, 2),
-                       date="2026-11-22", facts=(rd.Fact(name="Device", value="CPU, 2 threads"),),
-                       versions={"seamark": "0.1.0", "torch": "2.13.0"}),
+        summary=(
+            "Flipping the labels of 5 % of the safety pairs, chosen by 32 features, costs 16 points of safety "
+            "accuracy and leaves chat alone.",
+        ),
+        run=rd.RunInfo(
+            recipe="demo",
+            model="seamark/default",
+            hookpoint="layers.3",
+            sae="l3-k32",
+            seeds=(0, 1, 2),
+            date="2026-11-22",
+            facts=(rd.Fact(name="Device", value="CPU, 2 threads"),),
+            versions={"seamark": "0.1.0", "torch": "2.13.0"},
+        ),
         data=rd.DataSummary(
-            groups=(rd.GroupSummary(group="safety", read=1312, rejected=4, duplicates=28, train=1040, test=240, truncated=12),
-                    rd.GroupSummary(group="chat", read=900, rejected=0, duplicates=0, train=720, test=180)),
-            reject_reasons=(rd.RejectReason(reason="`chosen` and `rejected` are the same", rows=3),
-                            rd.RejectReason(reason="not JSON", rows=1))),
-        accuracy=accuracy(), sae=stages(), features=features(rng),
-        scores=rd.ScoreSummary(method="safer", edges=tuple(-1.5 + 0.25 * i for i in range(17)), groups=tuple(
-            rd.GroupHistogram(group=g, counts=tuple(int(300 * 2.718 ** (-((i - c) ** 2) / (9 if g == "safety" else 2)))
-                                                    for i in range(16))) for g, c in centres.items())),
-        suspicious=suspicious(rng), poisoning=experiment("poison", rng), denoising=experiment("denoise", rng),
-        targets=targets, failure_signs=failures,
-        costs=rd.Costs(stages=tuple(rd.StageCost(stage=s, seconds=t, peak_rss_mb=m) for s, t, m in (
-            ("data", 0.41, 412.0), ("reward", 142.2, 2210.0), ("sae", 88.0, 3120.5), ("scan", 31.0, 1830.0),
-            ("experiment", 4120.0, 2350.0)))),
-        notes=("Ratings are statistical: no language model was asked.",
-               "A reward model of 22 million parameters is a weak judge; its margins are noisy."),
-    )  # fmt: skip
+            groups=(
+                rd.GroupSummary(
+                    group="safety", read=1312, rejected=4, duplicates=28, train=1040, test=240, truncated=12
+                ),
+                rd.GroupSummary(group="chat", read=900, rejected=0, duplicates=0, train=720, test=180),
+            ),
+            reject_reasons=(
+                rd.RejectReason(reason="`chosen` and `rejected` are the same", rows=3),
+                rd.RejectReason(reason="not JSON", rows=1),
+            ),
+        ),
+        accuracy=accuracy(),
+        sae=stages(),
+        features=features(rng),
+        scores=rd.ScoreSummary(
+            method="safer",
+            edges=tuple(-1.5 + 0.25 * i for i in range(17)),
+            groups=tuple(
+                rd.GroupHistogram(
+                    group=g,
+                    counts=tuple(
+                        int(300 * 2.718 ** (-((i - c) ** 2) / (9 if g == "safety" else 2))) for i in range(16)
+                    ),
+                )
+                for g, c in centres.items()
+            ),
+        ),
+        suspicious=suspicious(rng),
+        poisoning=experiment("poison", rng),
+        denoising=experiment("denoise", rng),
+        targets=targets,
+        failure_signs=failures,
+        costs=rd.Costs(
+            stages=tuple(
+                rd.StageCost(stage=s, seconds=t, peak_rss_mb=m)
+                for s, t, m in (
+                    ("data", 0.41, 412.0),
+                    ("reward", 142.2, 2210.0),
+                    ("sae", 88.0, 3120.5),
+                    ("scan", 31.0, 1830.0),
+                    ("experiment", 4120.0, 2350.0),
+                )
+            )
+        ),
+        notes=(
+            "Ratings are statistical: no language model was asked.",
+            "A reward model of 22 million parameters is a weak judge; its margins are noisy.",
+        ),
+    )

@@ -26,6 +26,7 @@ from seamark.audit.editing import (
 from seamark.audit.rows import read_jsonl, to_jsonl
 from seamark.errors import ConfigError, DataError, FormatError
 from seamark.text.pairs import Message, Pairs, PreferencePair
+from seamark.text.reading import read_pairs
 
 
 @dataclass
@@ -222,6 +223,35 @@ def test_manifest_round_trip_and_strictness(tmp_path: Path) -> None:
     path.write_text(json.dumps(data | {"surprise": 1}))
     with pytest.raises(FormatError, match="surprise"):
         EditManifest.load(path)
+
+
+FILES = {
+    "direct": [{"id": i, "prompt": f"q {i}", "chosen": f"yes {i}", "rejected": f"no {i}", "source": None,
+                "by": {"x": i}}
+               for i in range(12)],
+    "no_ids": [{"question": f"q {i}", "chosen": f"yes {i}", "rejected": f"no {i}", "stars": i / 2} for i in range(12)],
+    "chats": [{"chosen": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"yes {i}"}],
+               "rejected": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"no {i}"}],
+               "score_chosen": 9} for i in range(12)],
+    "transcripts": [{"chosen": f"\n\nHuman: q {i}\n\nAssistant: yes {i}", "rejected":
+                     f"\n\nHuman: q {i}\n\nAssistant: no {i}"} for i in range(12)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", FILES)
+def test_read_edit_write_read_undo(shape: str, tmp_path: Path) -> None:
+    source = tmp_path / "source.jsonl"
+    source.write_text(to_jsonl(FILES[shape]), encoding="utf-8")
+    pairs = read_pairs(safety=source)
+    for number, edit in enumerate((poison(pairs, scores_for(pairs), 0.3), denoise(pairs, scores_for(pairs), 0.3))):
+        edited, manifest = write_edit(edit, tmp_path / str(number))
+        again = read_pairs(safety=edited)
+        assert again.items == edit.pairs.items, "the edited file reads as the edited pairs, ids and all"
+        restored = undo(again, EditManifest.load(manifest))
+        assert restored == pairs
+        assert undo_file(edited, manifest) == FILES[shape]
+        if shape == "direct":
+            assert all(row["by"] == {"x": row["id"]} for row in read_jsonl(edited)), "other fields stay where they are"
 
 
 json_values = st.recursive(

@@ -30,9 +30,7 @@ def test_encode_decode_follow_the_paper() -> None:
     assert latents.indices.dtype == torch.int32
     torch.testing.assert_close(latents.dense(), z)
     x_hat = z @ sae.W_dec + sae.b_dec
-    torch.testing.assert_close(
-        sae.decode(latents), x_hat * (h.std(1, keepdim=True) + 1e-6) + h.mean(1, keepdim=True)
-    )
+    torch.testing.assert_close(sae.decode(latents), x_hat * (h.std(1, keepdim=True) + 1e-6) + h.mean(1, keepdim=True))
     torch.testing.assert_close(sae(h), sae.decode(latents))
 
 

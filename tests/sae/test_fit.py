@@ -74,9 +74,7 @@ def test_the_chunking_of_the_stream_does_not_matter() -> None:
     whole = torch.cat(stream())
     start = SparseAutoencoder(SAE)
     a = fit(list(whole.split(700)), {"a": (SAE, HOW)}, positions=3000, init={"a": start})["a"]
-    b = fit(list(whole.split(128)), {"a": (SAE, HOW)}, positions=3000, init={"a": SparseAutoencoder(SAE)})[
-        "a"
-    ]
+    b = fit(list(whole.split(128)), {"a": (SAE, HOW)}, positions=3000, init={"a": SparseAutoencoder(SAE)})["a"]
     torch.testing.assert_close(a.W_dec, b.W_dec, rtol=1e-5, atol=1e-6)
 
 

@@ -33,7 +33,7 @@ def test_gradients_equal_dense_autograd(d_in: int, d_sae: int, k: int) -> None:
     leaves = Weights(*(p.clone().requires_grad_() for p in w))
     expected = dense_loss(leaves, x, k)
     expected.backward()
-    assert abs(float(loss) - float(expected)) < 1e-12 * float(expected)
+    assert abs(loss.item() - expected.item()) < 1e-12 * expected.item()
     for name, got, leaf in zip(Weights._fields, gradients, leaves, strict=True):
         assert leaf.grad is not None
         assert (got - leaf.grad).norm() <= 1e-6 * leaf.grad.norm(), name

@@ -9,7 +9,7 @@ order.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from math import isfinite
@@ -55,6 +55,10 @@ class RemovedRow(BaseModel):
     index: int
     row: dict[str, Any]
 
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
+
 
 class EditManifest(BaseModel):
     """What an edit did, by pair id: enough to turn the edited file back into the original, whatever its
@@ -86,7 +90,7 @@ class EditManifest(BaseModel):
     @property
     def edited_ids(self) -> tuple[str, ...]:
         """Ids flipped or removed."""
-        return self.flipped or tuple(r.row["id"] for r in self.removed)
+        return self.flipped or tuple(r.id for r in self.removed)
 
     def to_json(self) -> str:
         """The manifest as JSON, one key a line (long lists are not spread out)."""
@@ -149,7 +153,7 @@ def inject_noise(pairs: Pairs, rate: float, group: str = "safety", seed: int = 0
     Which pairs are flipped depends on their ids and `seed` alone, not on their order. Raises as `poison`.
     """
     count = edit_count(rate, _members(pairs, group))
-    order = sorted(pairs.group(group).ids, key=lambda i: (hash_unit(i, seed), i))
+    order = sorted(pairs.group(group).ids, key=lambda i: (hash_unit(f"noise:{i}", seed), i))
     return _flip(pairs, frozenset(order[:count]), method=NOISE, rate=rate, group=group, seed=seed)
 
 
@@ -238,7 +242,7 @@ def undo(edited: Pairs, manifest: EditManifest) -> Pairs:
     """
     by_id = {p.id: p for p in edited}
     _check_ids(list(by_id), manifest, "the pairs")
-    removed = {r.row["id"]: r.row for r in manifest.removed}
+    removed = {r.id: r.row for r in manifest.removed}
     flipped = set(manifest.flipped)
     items: list[PreferencePair] = []
     raw: dict[str, Mapping[str, Any]] = {}
@@ -284,13 +288,13 @@ def undo_file(
 def _original_rows(path: Path, plan: EditManifest) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(unedited file row, original row) of every original row, in order."""
     found = list(file_rows.read_jsonl(path))
-    _check_ids([row.get("id") for row in found], plan, str(path))
-    by_id = {row["id"]: row for row in found}
+    _check_ids([file_rows.row_id(row) for row in found], plan, str(path))
+    by_id = {str(row["id"]): row for row in found}
     for row_id in plan.flipped:
         if not {"chosen", "rejected"} <= by_id[row_id].keys():
             raise FormatError("`chosen` or `rejected` is missing", where=f"{path}, row with id {row_id!r}")
         by_id[row_id] = file_rows.flip_row(by_id[row_id])
-    by_id |= {r.row["id"]: r.row for r in plan.removed}
+    by_id |= {r.id: r.row for r in plan.removed}
     for mark in plan.rows:
         if file_rows.row_digest(by_id[mark.id]) != mark.digest:
             raise FormatError(
@@ -301,12 +305,12 @@ def _original_rows(path: Path, plan: EditManifest) -> list[tuple[dict[str, Any],
     return [(by_id[m.id], file_rows.from_file_row(by_id[m.id], plan.layouts[m.layout])) for m in plan.rows]
 
 
-def _check_ids(found: list[Any], plan: EditManifest, where: str) -> None:
+def _check_ids(found: Sequence[str | None], plan: EditManifest, where: str) -> None:
     """The edited rows must be exactly those of the manifest, once each."""
-    removed = {r.row["id"] for r in plan.removed}
+    removed = {r.id for r in plan.removed}
     expected = {m.id for m in plan.rows} - removed
-    strange = [i for i in found if not isinstance(i, str) or i not in expected]
-    missing = sorted(expected.difference(i for i in found if isinstance(i, str)))
+    strange = [i for i in found if i not in expected]
+    missing = sorted(expected - set(found))
     if not strange and not missing and len(found) == len(expected):
         return
     if strange:

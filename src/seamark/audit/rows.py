@@ -41,7 +41,20 @@ def _is_direct(raw: Row, plain: Row) -> bool:
     """Whether the pair's fields stand in `raw` under their own names and with their own values."""
     if any(key not in raw for key in _LABELS):
         return False
-    return all(raw[k] == v or (k in _OPTIONAL and raw[k] is None) for k, v in plain.items() if k in raw)
+    return all(raw[k] == v or _same_label(raw[k], v, k) for k, v in plain.items() if k in raw)
+
+
+def _same_label(read: Any, value: Any, key: str) -> bool:
+    """Whether an id, source or category was read as `value`: numbers as their text, null as empty."""
+    if key in _OPTIONAL and read is None:
+        return bool(value == "")
+    return key in (*_OPTIONAL, "id") and isinstance(read, int | float) and str(read) == value
+
+
+def row_id(row: Mapping[str, Any]) -> str | None:
+    """The pair id of a row; None where it has none. Rows read with a number as id keep the number."""
+    value = row.get("id")
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def from_file_row(row: Mapping[str, Any], keys: tuple[str, ...] | None) -> Row:
@@ -72,9 +85,12 @@ def to_pair(row: Mapping[str, Any]) -> PreferencePair:
     def text(value: Any) -> Text:
         return value if isinstance(value, str) else tuple(Message(m["role"], m["content"]) for m in value)
 
+    def label(value: Any) -> str:
+        return "" if value is None else str(value)
+
     return PreferencePair(
-        id=row["id"], group=row["group"], prompt=text(row["prompt"]), chosen=text(row["chosen"]),
-        rejected=text(row["rejected"]), source=row.get("source") or "", category=row.get("category") or "",
+        id=str(row["id"]), group=row["group"], prompt=text(row["prompt"]), chosen=text(row["chosen"]),
+        rejected=text(row["rejected"]), source=label(row.get("source")), category=label(row.get("category")),
     )  # fmt: skip
 
 

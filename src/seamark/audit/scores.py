@@ -6,7 +6,8 @@ lowest what denoising removes (SAFER, arXiv 2507.00665).
 - `safer`: g(chosen) - g(rejected), g being a text's safety alignment score from the features found by contrast.
 - `margin`: reward(chosen) - reward(rejected) of the scanned reward model, SAFER's reward-based baseline.
 - `random`: a hash of pair id and seed, so that neither order nor company of a pair changes it.
-- `length`: characters of chosen - characters of rejected, the baseline that knows nothing of content.
+- `length`: how much longer chosen is than rejected, the baseline that knows nothing of content: in characters where the
+  pairs are given, else in tokens of the scan.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seamark.errors import ConfigError, DataError, FormatError
+from seamark.features.reading import Scan, text_scores
+from seamark.features.sets import FeatureSet
 from seamark.run import read_json, write_json
-from seamark.text.pairs import Pairs, PreferencePair, hash_unit, plain
+from seamark.text.pairs import Pairs, hash_unit, plain
 
 SCHEMA: Literal[1] = 1
 
@@ -58,8 +61,8 @@ class PairScores(BaseModel):
 class ScoreInputs:
     """What a scoring method may look at. Each takes what it needs and says so when it is not there."""
 
-    scan: Any = None
-    features: Any = None
+    scan: Scan | None = None
+    features: FeatureSet | None = None
     pairs: Pairs | None = None
     seed: int = 0
 
@@ -79,8 +82,8 @@ def register(name: str) -> Callable[[Scorer], Scorer]:
 
 
 def score_pairs(
-    scan: Any = None,
-    features: Any = None,
+    scan: Scan | None = None,
+    features: FeatureSet | None = None,
     *,
     method: str = "safer",
     pairs: Pairs | None = None,
@@ -89,10 +92,10 @@ def score_pairs(
     """Score every pair of a scan (or of `pairs`, for methods that read no model).
 
     Args:
-        scan: a `seamark.features` scan; `safer` and `margin` need it.
+        scan: a scan of the pairs; `safer` and `margin` need it.
         features: the `FeatureSet` that `safer` reads.
         method: one of `METHODS`.
-        pairs: the pairs to score; with a scan, the scores of just these (needed by `length`).
+        pairs: the pairs to score; with a scan, the scores of just these.
 
     Raises:
         ConfigError: an unknown method, or one whose inputs are missing.
@@ -114,48 +117,39 @@ def score_pairs(
 
 @register("safer")
 def _safer(inputs: ScoreInputs) -> Mapping[str, float]:
-    from seamark.features.reading import text_scores
-
     if inputs.scan is None or inputs.features is None:
         raise ConfigError("the method 'safer' needs a scan and a feature set")
-    g = text_scores(inputs.scan, inputs.features)
-    sides = _texts_by_pair(inputs.scan)
-    return {pair: g[both["chosen"]] - g[both["rejected"]] for pair, both in sides.items() if len(both) == 2}
+    if len(inputs.features) == 0:
+        raise ConfigError("the feature set is empty", fix="Select features first; with none, every score would be 0")
+    g = list(text_scores(inputs.scan, inputs.features).values())
+    return {pair: g[chosen] - g[rejected] for pair, (chosen, rejected) in inputs.scan.rows_by_pair.items()}
 
 
 @register("margin")
 def _margin(inputs: ScoreInputs) -> Mapping[str, float]:
     if inputs.scan is None:
         raise ConfigError("the method 'margin' needs a scan of a reward model")
-    margins: Mapping[str, float] = inputs.scan.margins()
-    return margins
+    return inputs.scan.margins()
 
 
 @register("random")
 def _random(inputs: ScoreInputs) -> Mapping[str, float]:
-    if inputs.pairs is not None:
-        ids: Sequence[str] = inputs.pairs.ids
-    elif inputs.scan is not None:
-        ids = list(_texts_by_pair(inputs.scan))
-    else:
-        raise ConfigError("the method 'random' needs pairs or a scan")
-    return {i: hash_unit(i, inputs.seed) for i in ids}
+    return {i: hash_unit(i, inputs.seed) for i in _ids(inputs)}
 
 
 @register("length")
 def _length(inputs: ScoreInputs) -> Mapping[str, float]:
-    if inputs.pairs is None:
-        raise ConfigError("the method 'length' needs the pairs themselves")
-    return {p.id: _length_margin(p) for p in inputs.pairs}
+    if inputs.pairs is not None:
+        return {p.id: float(len(plain(p.chosen)) - len(plain(p.rejected))) for p in inputs.pairs}
+    if inputs.scan is None:
+        raise ConfigError("the method 'length' needs pairs or a scan")
+    tokens = inputs.scan.texts["n_tokens"].to_pylist()  # prompt included; it is the same on both sides
+    return {pair: float(tokens[c] - tokens[r]) for pair, (c, r) in inputs.scan.rows_by_pair.items()}
 
 
-def _length_margin(pair: PreferencePair) -> float:
-    return float(len(plain(pair.chosen)) - len(plain(pair.rejected)))
-
-
-def _texts_by_pair(scan: Any) -> dict[str, dict[str, str]]:
-    """{pair id: {"chosen": text id, "rejected": text id}} of a scan."""
-    found: dict[str, dict[str, str]] = {}
-    for row in scan.texts.to_pylist():
-        found.setdefault(row["pair_id"], {})[row["side"]] = row["text_id"]
-    return found
+def _ids(inputs: ScoreInputs) -> Sequence[str]:
+    if inputs.pairs is not None:
+        return inputs.pairs.ids
+    if inputs.scan is not None:
+        return list(inputs.scan.rows_by_pair)
+    raise ConfigError("the method 'random' needs pairs or a scan")

@@ -81,6 +81,12 @@ def model_errors(name: str) -> Iterator[None]:
         ) from e
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError) as e:
         local = Path(name).is_dir()
+        if "trust_remote_code" in str(e):
+            raise ModelError(
+                "the model comes with code of its own, which is not run unless you trust it",
+                where=where,
+                fix="Read that code, then pass trust_remote_code=True",
+            ) from e
         fix = "" if local else "Give a folder, or check the name and the network (and HF_HUB_OFFLINE)"
         if name == _DEFAULT_ON_HUB:
             fix = "Install the embedded default: pip install 'seamark[demo]'"

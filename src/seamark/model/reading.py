@@ -20,7 +20,7 @@ from seamark.model.hookpoints import resolve
 from seamark.model.precision import Precision, autocast
 
 if TYPE_CHECKING:
-    from seamark.model.loading import HookedModel
+    from seamark.model.hooked import HookedModel
 
 Change = Callable[[Tensor, Batch], Tensor]
 """Takes activations [B, T, d] and the batch they belong to, and returns activations of the same shape."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
@@ -159,7 +159,13 @@ def run_trainer(
         {"chosen_ids": [r.chosen_ids for r in order], "rejected_ids": [r.rejected_ids for r in order]}
     )
     bar = progress(title, n_steps, "steps") if title else contextlib.nullcontext()
-    with quiet(), bar as advance, disk_errors(folder or Path(".")), _deterministic(model.device.type):
+    with (
+        quiet(),
+        bar as advance,
+        disk_errors(folder or Path(".")),
+        _deterministic(model.device.type),
+        _forward_kept(model.hf),
+    ):
         trainer = _Trainer(
             model=model.hf,
             args=_arguments(config, n_steps, precision, model.device.type == "cpu", folder),
@@ -170,8 +176,6 @@ def run_trainer(
         trainer.remove_callback(PrinterCallback)  # it prints to stdout
         model.hf.train()
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-        # Without this the model would go on computing in bfloat16.
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.hf.eval()
     for p in model.hf.parameters():
         p.grad = None
@@ -188,6 +192,19 @@ def _log(history: list[dict[str, Any]]) -> TrainingLog:
         losses.append(sum(h["part_loss"] * h["pairs"] for h in mine) / n)
         accuracies.append(sum(h["part_accuracy"] * h["pairs"] for h in mine) / n)
     return TrainingLog(losses, accuracies, sum(h["tokens"] for h in parts), sum(h["padded"] for h in parts))
+
+
+@contextlib.contextmanager
+def _forward_kept(hf: nn.Module) -> Iterator[None]:
+    """Take accelerate's autocast off the model again, or it would go on computing in bfloat16."""
+    own = vars(hf).get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(hf).pop(name, None)
+        if own is not None:
+            vars(hf)["forward"] = own
 
 
 @contextlib.contextmanager

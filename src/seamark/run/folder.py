@@ -16,7 +16,7 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,15 @@ class Run:
                 self._build(title, stages, todo, keys, workers or Workers())
         return {s.name: self.root / s.name for s in stages}
 
+    @contextlib.contextmanager
+    def measure(self, title: str) -> Iterator[None]:
+        """Record time and memory of work that is no stage of its own, under `title`."""
+        start = time.monotonic()
+        with RssMeter() as rss, disk_errors(self.root):
+            yield
+        self.timings[title] = {"seconds": round(time.monotonic() - start, 3), "peak_rss_mb": round(rss.peak_mb, 1)}
+        write_json(self.root / "timings.json", self.timings)
+
     def _build(
         self, title: str, stages: Sequence[Stage], todo: Sequence[Stage], keys: Mapping[str, str], workers: Workers
     ) -> None:
@@ -183,8 +192,10 @@ class Run:
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / _KEY))
         outputs = {str(p.relative_to(folder)): file_digest(p) for p in files}
-        manifest = {"schema_version": SCHEMA, "key": key, **stage.identity(), "choices": choices, "versions": versions(),
-                    "outputs": outputs, "digest": digest(outputs), "seconds": round(seconds, 3)}  # fmt: skip
+        manifest = {
+            "schema_version": SCHEMA, "key": key, **stage.identity(), "choices": choices, "versions": versions(),
+            "outputs": outputs, "digest": digest(outputs), "seconds": round(seconds, 3),
+        }  # fmt: skip
         write_json(folder / MANIFEST, manifest)
         (folder / _KEY).unlink(missing_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)

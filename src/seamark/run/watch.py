@@ -22,7 +22,7 @@ _console = Console(stderr=True, highlight=False)
 
 
 class RssMeter:
-    """Peak resident memory of this process and its children, sampled in a thread. Bytes shared are counted once each."""
+    """Peak resident memory of this process and its children, sampled in a thread (shared pages count in each)."""
 
     def __init__(self, interval_s: float = 0.25) -> None:
         self.peak_mb = 0.0

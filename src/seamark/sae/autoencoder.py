@@ -55,9 +55,7 @@ class SAEConfig(BaseModel):
         if self.k > self.d_sae:
             raise ValueError(f"k = {self.k} is more than d_sae = {self.d_sae}")
         if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"format version {self.format_version} is newer than this Seamark ({FORMAT_VERSION})"
-            )
+            raise ValueError(f"format version {self.format_version} is newer than this Seamark ({FORMAT_VERSION})")
         return self
 
 
@@ -106,9 +104,7 @@ class SparseAutoencoder(nn.Module):
             return h_ND, None
         mean = h_ND.mean(1)
         x_ND = h_ND - mean[:, None]
-        std = x_ND.norm(dim=1) / math.sqrt(
-            max(self.config.d_in - 1, 1)
-        )  # unbiased; 3 times as fast as Tensor.std
+        std = x_ND.norm(dim=1) / math.sqrt(max(self.config.d_in - 1, 1))  # unbiased; 3 times as fast as Tensor.std
         return x_ND.div_((std + EPS)[:, None]), Scale(mean, std)
 
     @torch.no_grad()

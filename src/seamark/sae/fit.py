@@ -105,9 +105,7 @@ class Trainer:
             self._train(torch.cat(self._waiting))
             self._waiting = []
         if self.step == 0:
-            raise DataError(
-                "no activations to train on", where=self.where, fix="Give texts with positions to read"
-            )
+            raise DataError("no activations to train on", where=self.where, fix="Give texts with positions to read")
         self.sae.normalize_decoder()
         return self.sae.eval()
 
@@ -115,9 +113,7 @@ class Trainer:
         loss, gradients = loss_and_gradients(self.weights, x_ND, self.sae.config.k)
         value = float(loss)
         if not math.isfinite(value):
-            raise DataError(
-                "training diverged: the loss is not finite", where=self.where, fix="Lower the rate"
-            )
+            raise DataError("training diverged: the loss is not finite", where=self.where, fix="Lower the rate")
         for weight, gradient in zip(self.weights, gradients, strict=True):
             weight.grad = gradient
         if self.config.clip is not None:

@@ -13,7 +13,7 @@ from math import ceil, floor, log10
 from markupsafe import Markup
 
 from seamark.show.html import render_part
-from seamark.show.numbers import estimate_text, number, percent
+from seamark.show.numbers import estimate_text, number, percent, tick
 from seamark.stats import Estimate
 
 WIDTH, HEIGHT = 480, 260
@@ -169,7 +169,7 @@ def histogram(
             text = f"{name}, {where}: {percent(share)} ({counts[name][i]} pairs)"
             y = y_of(share)
             bars.append(Bar(round(x, 2), y, round(width, 2), round(y_of(0.0) - y, 2), index, text))
-    x_ticks = tuple(Tick(round(x_of(v), 2), number(v)) for v in _round_steps(edges[0], edges[-1], 6))
+    x_ticks = tuple(Tick(round(x_of(v), 2), tick(v)) for v in _round_steps(edges[0], edges[-1], 6))
     return Chart(
         title=title, x_label=x_label, y_label=y_label, x_ticks=x_ticks, y_ticks=ticks, bars=tuple(bars),
         legend=tuple((name, i, "square") for i, name in enumerate(counts)),
@@ -193,7 +193,7 @@ def _scale(
         return round(HEIGHT - _BOTTOM - reach * (HEIGHT - _TOP - _BOTTOM), 2)
 
     digits = 0 if all(abs(100 * s - round(100 * s)) < 1e-6 for s in steps) else 1
-    return tuple(Tick(y_of(s), percent(s, digits) if share else number(s)) for s in steps), y_of
+    return tuple(Tick(y_of(s), percent(s, digits) if share else tick(s)) for s in steps), y_of
 
 
 def _round_steps(low: float, high: float, about: int, *, outside: bool = False) -> list[float]:

@@ -18,14 +18,19 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     if abs(value) >= 10 ** (digits - 1):
         return _minus(f"{value:,.0f}")
-    text = f"{value:.{digits}g}"
-    return _minus(text)
+    return _minus(f"{value:#.{digits}g}".removesuffix("."))
 
 
 def signed(value: float | None, digits: int = 3) -> str:
-    """Like `number`, with its sign always written."""
-    text = number(value, digits)
-    return f"+{text}" if value is not None and isfinite(value) and value > 0 else text
+    """A number with its sign always written and `digits` decimals, so that columns line up: +0.310, −1.200."""
+    if value is None or not isfinite(value):
+        return NOT_AVAILABLE
+    return _minus(f"{value:+,.{digits}f}")
+
+
+def tick(value: float) -> str:
+    """A round number on an axis: 0.5, 2, 1e+06."""
+    return _minus(f"{value:g}")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -83,7 +88,8 @@ def estimate_text(estimate: Estimate, unit: str = "share") -> str:
     if estimate.value is None:
         return f"{NOT_AVAILABLE}: {estimate.reason}" if estimate.reason else NOT_AVAILABLE
     bounds = interval(estimate, unit)
-    return in_unit(estimate.value, unit) + (f" [{bounds}]" if bounds else "")
+    name = " points" if unit == "points" else ""
+    return in_unit(estimate.value, unit) + name + (f" [{bounds}]" if bounds else "")
 
 
 def _minus(text: str) -> str:

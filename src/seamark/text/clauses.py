@@ -43,20 +43,25 @@ _WORD_BEFORE = re.compile(r"(?<![\w.])[^\W\d_](?:[^\W\d_]|\.(?=[^\W\d_])){0,15}\
 _ACRONYM = re.compile(r"[^\W\d_](?:\.[^\W\d_])+")
 _ITEM_NUMBER = re.compile(r"(?:^|[\n\r])[ \t>*(-]{0,8}(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\Z")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Abbreviations, lower case, without their last point.
-_NEVER = frozenset(  # never the end of a clause, whatever follows
+_NEVER = _words(  # never the end of a clause, whatever follows
     "mr mrs dr prof e.g i.e eg ie viz cf vs approx resp bzw z.b d.h ggf evtl sog p.ej sra srta dra ee.uu м.б т.е"
-    " w.r.t a.k.a n.b messrs mme mlle dott sig ing".split()
+    " w.r.t a.k.a n.b messrs mme mlle dott sig ing"
 )
-_TITLES = frozenset(  # not where they begin with a capital
-    "ms mx rev hon st gen col lt sgt capt cpt maj cmdr adm gov sen rep pres supt fr mt ft sr jr hr ph".split()
+_TITLES = _words(  # not where they begin with a capital
+    "ms mx rev hon st gen col lt sgt capt cpt maj cmdr adm gov sen rep pres supt fr mt ft sr jr hr ph"
 )
-_NUMBERED = frozenset("no nos nr p pp fig figs eq eqs sec ch art vol vols op ext c ca n стр ст гл рис".split())
-_MAYBE = frozenset(  # the end only where the next word begins with a capital
+_NUMBERED = _words("no nos nr p pp fig figs eq eqs sec ch art vol vols op ext c ca n стр ст гл рис")
+_MAYBE = _words(  # the end only where the next word begins with a capital
     "etc a.m p.m inc ltd co corp bros ph.d m.d b.a m.a b.sc m.sc usw u.a al dept est ext др т.д т.п г гг jan feb"
-    " mar apr jun jul aug sept sep oct nov dec".split()
+    " mar apr jun jul aug sept sep oct nov dec"
 )
-_BEFORE_COMMA = frozenset("e.g i.e eg ie viz cf z.b d.h p.ej т.е".split())  # "e.g., x" is one clause
+_BEFORE_COMMA = _words("e.g i.e eg ie viz cf z.b d.h p.ej т.е")  # "e.g., x" is one clause
 
 
 def paper_clause_ends(text: str) -> list[int]:
@@ -125,7 +130,8 @@ def _past_closers(text: str, at: int) -> int:
 def _ends_clause(text: str, start: int, end: int) -> bool:
     """Whether the punctuation at [start, end) ends a clause and is no part of a number, word or name."""
     marks, before, after = text[start:end], text[max(0, start - 1) : start], text[end : end + 1]
-    apart = not after or after.isspace() or not after.isascii() or _past_closers(text, end) > end
+    # Scripts from Thai on, and with them all of East Asia, put no space behind a full stop.
+    apart = not after or after.isspace() or after == "<" or after >= "\u0e00" or _past_closers(text, end) > end
     if len(marks) == 1 and before.isdigit() and after.isdigit():
         return marks not in ".,:،．，：\u00b7"
     if set(marks) <= set(":\u00b7"):

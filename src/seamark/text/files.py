@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ from seamark.errors import DataError
 PathLike = str | os.PathLike[str]
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _CUT_SHORT = (EOFError, gzip.BadGzipFile, zlib.error)
-_CSV_RESTARTS = 100  # unclosed quotes recovered from in a file, each at the price of reading it to its end
+_CSV_REREAD = 20  # lines read again behind quotes never closed, at most, in lengths of the file
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -87,7 +87,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str | None, str]]:
             yield number, None, f"not UTF-8 (byte {error.start + 1} of the line)"
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
@@ -192,21 +192,20 @@ def _csv_records(lines: list[str], delimiter: str) -> Iterator[list[str] | None]
     """Records of a CSV file; None for a broken one. A quote never closed costs its line, not the rest of the file."""
     limit = csv.field_size_limit(1 << 30)  # answers are longer than the default of 128 KiB
     try:
-        first = restarts = 0
+        first = reread = 0
         while first < len(lines):
             reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
-            before = 0
+            good = 0
             try:
                 for record in reader:
-                    before = reader.line_num
+                    good = reader.line_num
                     if record:
                         yield record
                 return
             except csv.Error:
                 yield None
-                ran_away = first + reader.line_num >= len(lines)
-                restarts += ran_away
-                first += before + 1 if ran_away and restarts <= _CSV_RESTARTS else reader.line_num
+                reread += reader.line_num - good - 1
+                first += good + 1 if reread <= _CSV_REREAD * len(lines) else reader.line_num
     finally:
         csv.field_size_limit(limit)
 

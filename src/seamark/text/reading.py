@@ -180,7 +180,7 @@ def _id_candidates(wanted: str, content: str, group: str) -> Iterator[str]:
 def _missing_columns(file: str, found: set[str], named: Mapping[str, str]) -> DataError:
     """The error for a file in which no row has the columns needed; names columns, never contents."""
     wanted = {"chosen": ALIASES["chosen"][0], "rejected": ALIASES["rejected"][0], **named}
-    has = {name: "x" for name in found}
+    has = dict.fromkeys(found)
     missing = [c for name, c in wanted.items() if column_of(has, name, named) is None]
     names = ", ".join(sorted(c[:60] for c in found)[:30])
     lacking = f"no column {', '.join(missing)}" if missing else "no row has all of the columns needed"

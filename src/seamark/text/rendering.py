@@ -207,9 +207,10 @@ def _added_around(tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]
 def _token_span(offsets: NDArray[np.int32], special: NDArray[np.bool_], chars: tuple[int, int]) -> tuple[int, int]:
     """Half-open range of the tokens that share a character with `chars`; empty at its place where none does."""
     start, end = chars
-    hit = np.flatnonzero(~special & (offsets[:, 1] > start) & (offsets[:, 0] < end)) if start < end else ()
-    if len(hit):
-        return int(hit[0]), int(hit[-1]) + 1
+    if start < end:
+        hit = np.flatnonzero(~special & (offsets[:, 1] > start) & (offsets[:, 0] < end))
+        if len(hit):
+            return int(hit[0]), int(hit[-1]) + 1
     behind = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] > start))
     at = int(behind[0]) if len(behind) else len(offsets)
     return at, at

@@ -55,11 +55,11 @@ def parse_row(row: Mapping[str, Any], columns: Mapping[str, str]) -> Fields:
     """
     values = {name: _value(row, name, columns) for name in ALIASES}
     chosen, rejected = _side(values["chosen"], "chosen"), _side(values["rejected"], "rejected")
-    chats = isinstance(chosen, tuple) and isinstance(rejected, tuple)
     prompt = None
-    if column_of(row, "prompt", columns) is not None and not (chats and not values["prompt"]):
+    if values["prompt"] or (column_of(row, "prompt", columns) is not None and not _all_chats(chosen, rejected)):
         prompt = _side(values["prompt"], "prompt")
-    prompt, chosen, rejected = _arrange(prompt, chosen, rejected)
+        prompt = _transcript(prompt) or prompt if isinstance(prompt, str) else prompt
+    prompt, chosen, rejected = _arrange(prompt, *_open_transcripts(prompt, chosen, rejected))
     _check_sides(prompt, chosen, rejected)
     return Fields(prompt, chosen, rejected, _row_id(values["id"]), _label(values["source"]), _label(values["category"]))
 
@@ -94,8 +94,7 @@ def _side(value: Any, name: str) -> Text:
     if value is None:
         raise BadRowError(f"{name} is missing")
     if isinstance(value, str):
-        text = check_text(value, name)
-        return _transcript(text) or text
+        return check_text(value, name)
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, Sequence) and not isinstance(value, bytes):
@@ -138,6 +137,29 @@ def _transcript(text: str) -> tuple[Message, ...] | None:
     contents = [text[t.end() : end].strip() for t, end in zip(turns, ends, strict=True)]
     roles = ["user" if t.group(1) == "Human" else "assistant" for t in turns]
     return tuple(Message(r, c) for r, c in zip(roles, contents, strict=True))
+
+
+def _all_chats(chosen: Text, rejected: Text) -> bool:
+    sides = [_transcript(side) if isinstance(side, str) else side for side in (chosen, rejected)]
+    return all(side is not None for side in sides)
+
+
+def _open_transcripts(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text]:
+    """Both sides as messages where they are transcripts of one conversation, that of the prompt if there is one.
+
+    An answer that merely goes on to write turns of its own, as some models do, stays the string it is.
+    """
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        return chosen, rejected
+    good, bad = _transcript(chosen), _transcript(rejected)
+    if good is None or bad is None:
+        return chosen, rejected
+    if prompt is not None:
+        question = (prompt if isinstance(prompt, str) else prompt[-1].content).strip()
+        shared = [a.content for a, b in zip(good, bad, strict=False) if a == b and a.role == "user"]
+        if question not in shared:
+            return chosen, rejected
+    return good, bad
 
 
 def _arrange(prompt: Text | None, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -193,8 +215,6 @@ def _split_strings(chosen: str, rejected: str) -> tuple[Text, Text, Text]:
 def _check_sides(prompt: Text, chosen: Text, rejected: Text) -> None:
     if not text_of(prompt).strip():
         raise BadRowError("prompt is empty")
-    if isinstance(prompt, tuple) and prompt[-1].role == "assistant":
-        raise BadRowError("prompt does not end with the user's turn")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not text_of(side[-1:] if isinstance(side, tuple) else side).strip():
             raise BadRowError(f"{name} is empty")
@@ -202,6 +222,8 @@ def _check_sides(prompt: Text, chosen: Text, rejected: Text) -> None:
             raise BadRowError("chosen and rejected answer different prompts")
         if isinstance(side, tuple) and side[-1].role != "assistant":
             raise BadRowError(f"{name} does not end with the assistant's turn")
+    if isinstance(prompt, tuple) and prompt[-1].role == "assistant":
+        raise BadRowError("prompt does not end with the user's turn")
     if text_of(chosen).strip() == text_of(rejected).strip():
         raise BadRowError("chosen and rejected are identical")
 

@@ -168,15 +168,14 @@ def _search(apply: Apply, prompt: Sequence[Message], response: Sequence[Message]
     before = apply(list(prompt), True).replace(cut, "") if prompt else ""
     start = next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), min(len(before), len(text)))
     core = "".join(m.content for m in response[-1:]).replace(cut, "").strip()
-    at = text.rfind(core, start) if core else -1
-    if not core or (at < 0 and not text[start:].strip()):
-        end = start
-    elif at < 0:  # the template rewrote the response: take all that it added
+    # Of several messages the last one ends the response; of one the first place behind the prompt is its own.
+    at = (text.find if len(response) == 1 else text.rfind)(core, start) if core else -1
+    if at >= 0:
+        start, end = (at if len(response) == 1 else start), at + len(core)
+    elif core and text[start:].strip():  # the template rewrote the response: take all that it added
         end = len(text.rstrip())
     else:
-        end = at + len(core)
-        if len(response) == 1 and not text.startswith(core, start):
-            start = at
+        end = start
     first = "".join(m.content for m in prompt[:1]).replace(cut, "").strip()
     last = "".join(m.content for m in prompt[-1:]).replace(cut, "").strip()
     prompt_start = max(text.find(first, 0, start), 0) if first else 0

@@ -1,0 +1,77 @@
+"""Seamark finds, explains and repairs safety features in language models and reward models with sparse autoencoders.
+
+The names here are imported when first used, so that `import seamark` and the command line start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seamark.audit import denoise, inject_noise, poison, score_pairs, undo
+    from seamark.errors import SeamarkError
+    from seamark.features import FeatureSet, Scan, contrast, direct_effect, scan, train_sae
+    from seamark.model import LanguageModel, RewardModel, train_reward_model
+    from seamark.sae import SparseAutoencoder
+    from seamark.text import Pairs, PreferencePair, demo_pairs, read_pairs
+
+_HOMES = {
+    "FeatureSet": "features",
+    "LanguageModel": "model",
+    "Pairs": "text",
+    "PreferencePair": "text",
+    "RewardModel": "model",
+    "Scan": "features",
+    "SeamarkError": "errors",
+    "SparseAutoencoder": "sae",
+    "contrast": "features",
+    "demo_pairs": "text",
+    "denoise": "audit",
+    "direct_effect": "features",
+    "inject_noise": "audit",
+    "poison": "audit",
+    "read_pairs": "text",
+    "scan": "features",
+    "score_pairs": "audit",
+    "train_reward_model": "model",
+    "train_sae": "features",
+    "undo": "audit",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "FeatureSet",
+    "LanguageModel",
+    "Pairs",
+    "PreferencePair",
+    "RewardModel",
+    "Scan",
+    "SeamarkError",
+    "SparseAutoencoder",
+    "__version__",
+    "contrast",
+    "demo_pairs",
+    "denoise",
+    "direct_effect",
+    "inject_noise",
+    "poison",
+    "read_pairs",
+    "scan",
+    "score_pairs",
+    "train_reward_model",
+    "train_sae",
+    "undo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'seamark' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"seamark.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,58 @@
+"""Q_f, the unit of a feature's activations: a high quantile over its firings, from fixed logarithmic bins.
+
+Bins are the same for every feature and every corpus, so counts of shards merge exactly, in any order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PER_OCTAVE = 40
+"""Bins from v to 2v: a bin's geometric middle is within 0.87 % of everything in it."""
+LOWEST, HIGHEST = -30, 30
+"""Powers of two between which values are told apart; what lies outside counts in the first or last bin."""
+N_BINS = (HIGHEST - LOWEST) * PER_OCTAVE
+LEVEL = 0.999
+MIN_FIRINGS = 10
+"""With fewer firings Q_f is not available."""
+
+Keys = NDArray[np.int64]
+
+
+class LogBins:
+    """Counts of positive values by (latent, bin); only bins that hold something take memory."""
+
+    def __init__(self, keys: Keys | None = None, counts: Keys | None = None) -> None:
+        self.keys = np.empty(0, np.int64) if keys is None else keys
+        """latent × N_BINS + bin, ascending."""
+        self.counts = np.empty(0, np.int64) if counts is None else counts
+
+    def add(self, latents: NDArray[np.integer], values: NDArray[np.floating]) -> None:
+        """Count firings: `values` > 0 of `latents`, both [n]."""
+        bins = np.floor((np.log2(values.astype(np.float64)) - LOWEST) * PER_OCTAVE).astype(np.int64)
+        keys = latents.astype(np.int64) * N_BINS + bins.clip(0, N_BINS - 1)
+        self.merge(LogBins(*np.unique(keys, return_counts=True)))
+
+    def merge(self, other: LogBins) -> None:
+        """Add another corpus's counts. Exact, whatever the order."""
+        keys, where = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
+        counts = np.zeros(len(keys), np.int64)
+        np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
+        self.keys, self.counts = keys, counts
+
+    def quantiles(self, d_sae: int, maxima: NDArray[np.floating], level: float = LEVEL) -> NDArray[np.float64]:
+        """The `level` quantile over each latent's firings [d_sae], relative error ≤ 1 %; NaN below 10 firings.
+
+        `maxima` [d_sae] are the largest values counted: a quantile never exceeds them.
+        """
+        latents = self.keys // N_BINS
+        firings = np.bincount(latents, weights=self.counts, minlength=d_sae).astype(np.int64)
+        before = np.concatenate([[0], firings.cumsum()[:-1]])
+        rank = np.ceil(level * firings - 1e-9).astype(np.int64).clip(1)
+        out = np.full(d_sae, np.nan)
+        known = np.flatnonzero(firings >= MIN_FIRINGS)
+        at = np.searchsorted(self.counts.cumsum(), (before + rank)[known], side="left")
+        middle = 2.0 ** ((self.keys[at] % N_BINS + 0.5) / PER_OCTAVE + LOWEST)
+        out[known] = np.minimum(middle, maxima[known])
+        return out

@@ -1,0 +1,241 @@
+"""Reading a scan: texts, pooled latents, statistics, contexts, and the scores of texts by a feature set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache, cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from seamark.errors import ConfigError, DataError, FormatError, RunError
+from seamark.features.accumulate import SCORING, FeatureStats, Pooled
+from seamark.features.sets import FeatureSet
+from seamark.features.shards import TokenShards, load_arrays
+from seamark.run import read_json
+
+FORMAT_VERSION = 1
+MANIFEST = "scan.json"
+Stat = Literal["mean", "sum", "max", "count"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A text in which a feature fires, token by token."""
+
+    text_id: str
+    pair_id: str
+    side: str
+    group: str
+    tokens: tuple[str, ...]
+    """Pieces of the text in order, white space included: joined, they are the text shown."""
+    activations: tuple[float, ...]
+    """The feature at each token, in the autoencoder's units; 0 where it is silent or was not read."""
+    scoring: tuple[bool, ...]
+    """Which tokens are scoring positions."""
+    q: float | None
+    """Q_f, the activation of full strength; None: not available (fewer than 10 firings)."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+    @property
+    def max_activation(self) -> float:
+        return max(self.activations, default=0.0)
+
+
+class Scan:
+    """A finished scan. Open one with `Scan.open(folder)`; everything is read when first asked for."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.config: dict[str, Any] = manifest["config"]
+        self.sae_ids: list[str] = list(manifest["sae_configs"])
+        self._pooled = cache(self._load_pooled)
+        self.feature_stats = cache(self._load_stats)
+        self._tokens = TokenShards(path / "tokens")
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Scan:
+        """Open a scan's folder; `FormatError` where there is none, or one of a later version."""
+        folder = Path(path)
+        try:
+            manifest = read_json(folder / MANIFEST)
+        except RunError as e:
+            raise FormatError(f"no finished scan here ({e.what})", where=str(folder), fix="Run the scan first") from e
+        if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+            raise FormatError("a scan of another format version", where=str(folder), fix="Scan again")
+        return cls(folder, manifest)
+
+    @cached_property
+    def texts(self) -> pa.Table:
+        """A row per text: text_id, pair_id, side, group, n_positions, n_tokens, truncated, reward (null: not read)."""
+        return _read_parquet(self.path / "texts.parquet")
+
+    @cached_property
+    def _rendered(self) -> pa.Table:
+        return _read_parquet(self.path / "rendered.parquet")
+
+    @cached_property
+    def n_positions(self) -> NDArray[np.int64]:
+        """Scoring positions of each text, [texts]."""
+        counts: NDArray[np.int64] = self.texts["n_positions"].to_numpy()
+        return counts
+
+    @cached_property
+    def rows_by_pair(self) -> dict[str, tuple[int, int]]:
+        """{pair id: (row of chosen, row of rejected)}."""
+        found: dict[str, dict[str, int]] = {}
+        columns = zip(self.texts["pair_id"].to_pylist(), self.texts["side"].to_pylist(), strict=True)
+        for row, (pair_id, side) in enumerate(columns):
+            found.setdefault(pair_id, {})[side] = row
+        return {pair_id: (sides["chosen"], sides["rejected"]) for pair_id, sides in found.items()}
+
+    @property
+    def groups(self) -> list[str]:
+        return list(self.manifest["groups"])
+
+    def sae_id(self, sae_id: str | None = None) -> str:
+        """A known autoencoder's id; without one, the only one there is. `ConfigError` otherwise."""
+        if sae_id is None and len(self.sae_ids) == 1:
+            return self.sae_ids[0]
+        if sae_id not in self.sae_ids:
+            what = "the scan holds several autoencoders" if sae_id is None else f"no autoencoder {sae_id!r} in the scan"
+            raise ConfigError(what, where=str(self.path), fix=f"Choose one of: {', '.join(self.sae_ids)}")
+        return sae_id
+
+    def d_sae(self, sae_id: str | None = None) -> int:
+        return int(self.manifest["sae_configs"][self.sae_id(sae_id)]["d_sae"])
+
+    def _folder(self, sae_id: str) -> Path:
+        return self.path / "saes" / quote(sae_id, safe="")
+
+    def _load_pooled(self, sae_id: str) -> Pooled:
+        arrays: dict[str, Any] = load_arrays(self._folder(sae_id) / "pooled.safetensors")
+        return Pooled(**arrays)
+
+    def _load_stats(self, sae_id: str | None = None) -> FeatureStats:
+        """Statistics of every feature of one autoencoder."""
+        arrays: dict[str, Any] = load_arrays(self._folder(self.sae_id(sae_id)) / "stats.safetensors")
+        return FeatureStats(**{k: v for k, v in arrays.items() if not k.startswith("bin_")})
+
+    def q(self, sae_id: str | None = None) -> NDArray[np.float64]:
+        """Q_f of every feature [d_sae]; NaN: not available."""
+        return self.feature_stats(self.sae_id(sae_id)).q
+
+    def pooled(self, sae_id: str | None = None, stat: Stat = "mean") -> csr_matrix:
+        """Positive activations of each text pooled over its scoring positions, float64 [texts × d_sae].
+
+        `mean` is over all scoring positions, silent ones too; a text without any has an empty row (see `n_positions`).
+        """
+        sae_id = self.sae_id(sae_id)
+        p = self._pooled(sae_id)
+        data = (p.sum if stat == "mean" else getattr(p, stat)).astype(np.float64)
+        if stat == "mean":
+            data = data / np.repeat(self.n_positions, np.diff(p.indptr))
+        return csr_matrix((data, p.latent, p.indptr), shape=(self.texts.num_rows, self.d_sae(sae_id)))
+
+    def margins(self) -> dict[str, float]:
+        """Reward margin r(chosen) − r(rejected) of every pair. `DataError` where rewards were not read."""
+        if not self.config["rewards"]:
+            raise DataError("the scan holds no rewards", where=str(self.path), fix="Scan again with rewards on")
+        rewards = self.texts["reward"].to_numpy()
+        return {pair: float(rewards[c] - rewards[r]) for pair, (c, r) in self.rows_by_pair.items()}
+
+    def contexts(self, sae_id: str | None, latent: int, n: int = 10, *, group: str | None = None) -> list[Context]:
+        """The n texts in which a feature fires most strongly at a scoring position, strongest first.
+
+        Raises:
+            DataError: token-level latents were not kept, or there is no such latent.
+        """
+        sae_id = self.sae_id(sae_id)
+        if not self.manifest["choices"]["keep_tokens"]:
+            raise DataError(
+                "the scan kept no latents of single tokens", where=str(self.path), fix="Scan with keep_tokens: always"
+            )
+        if not 0 <= latent < self.d_sae(sae_id):
+            raise DataError(f"no latent {latent}; there are {self.d_sae(sae_id)}", where=sae_id)
+        strength = self._by_latent(sae_id)[[latent]].tocoo()
+        rows, values = strength.col, strength.data
+        if group is not None:
+            inside = np.asarray(self.texts["group"].to_pylist(), dtype=object)[rows] == group
+            rows, values = rows[inside], values[inside]
+        order = np.lexsort((rows, -values))[:n]
+        q = float(self.q(sae_id)[latent])
+        return [self._context(int(rows[i]), sae_id, latent, None if math.isnan(q) else q) for i in order]
+
+    def _by_latent(self, sae_id: str) -> csr_matrix:
+        """Pooled maxima [d_sae × texts]."""
+        if sae_id not in self._maxima:
+            self._maxima[sae_id] = self.pooled(sae_id, "max").T.tocsr()
+        return self._maxima[sae_id]
+
+    @cached_property
+    def _maxima(self) -> dict[str, csr_matrix]:
+        return {}
+
+    def _context(self, row: int, sae_id: str, latent: int, q: float | None) -> Context:
+        stored, firings = self._tokens.read(row, sae_id)
+        place = np.repeat(np.arange(len(stored.position)), np.diff(firings.bounds))
+        at = firings.latent == latent
+        rendered = self._rendered.slice(row, 1).to_pylist()[0]
+        values = np.zeros(len(rendered["input_ids"]), np.float32)
+        values[stored.position[place[at]]] = firings.value[at]
+        scoring = np.zeros(len(values), bool)
+        scoring[stored.position[(stored.flags & SCORING) != 0]] = True
+        start, end = rendered["response_span"]
+        if self.config["scope"] == "all" and rendered["prompt_span"][0] < rendered["prompt_span"][1]:
+            start = rendered["prompt_span"][0]
+        about = self.texts.slice(row, 1).to_pylist()[0]
+        shown = [t for t in range(start, end) if not rendered["special"][t]]
+        return Context(
+            about["text_id"], about["pair_id"], about["side"], about["group"],
+            token_strings(rendered["text"], rendered["start"], rendered["end"], shown),
+            tuple(float(values[t]) for t in shown), tuple(bool(scoring[t]) for t in shown), q,
+        )  # fmt: skip
+
+
+def token_strings(text: str, starts: list[int], ends: list[int], tokens: list[int]) -> tuple[str, ...]:
+    """The piece of `text` each token stands for, with the white space before it; no character comes twice."""
+    pieces, last, before = [], 0, -2
+    for t in tokens:
+        if t != before + 1:
+            last = max(last, starts[t])  # special tokens were left out here, and their text with them
+        before, end = t, max(ends[t], last)
+        pieces.append(text[last:end])
+        last = end
+    return tuple(pieces)
+
+
+def text_scores(scan: Scan, features: FeatureSet) -> dict[str, float]:
+    """Safety alignment score g(y) of every text (SAFER, arXiv 2507.00665): {text id: score}.
+
+    The mean over a text's scoring positions of Σ_{F⁺} max(z, 0) − Σ_{F⁻} max(z, 0). NaN for a text without scoring
+    positions: its score is not available.
+    """
+    g = np.where(scan.n_positions > 0, 0.0, np.nan)
+    for sae_id in dict.fromkeys(f.sae for f in features.features):
+        mine = [f for f in features.features if f.sae == scan.sae_id(sae_id)]
+        weights = np.zeros(scan.d_sae(sae_id))
+        for f in mine:
+            if f.latent >= len(weights):
+                raise DataError(f"no latent {f.latent}; there are {len(weights)}", where=sae_id)
+            weights[f.latent] = f.sign
+        g = g + scan.pooled(sae_id, "mean") @ weights
+    return dict(zip(scan.texts["text_id"].to_pylist(), g.tolist(), strict=True))
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as e:
+        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e

@@ -1,0 +1,113 @@
+"""Token-level latents on disk: shards of whole texts, and an index that finds a text in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from seamark.errors import FormatError
+from seamark.features.accumulate import Firings, StoredPositions
+from seamark.run import write_atomic
+
+SHARD_ENTRIES = 1 << 22
+"""Entries after which a shard is written: about 32 MiB of latents and values."""
+INDEX = "index.safetensors"
+
+
+class ShardWriter:
+    """Collects batches and writes `00000.safetensors`, …; never holds more than a shard in memory."""
+
+    def __init__(self, folder: Path, n_texts: int, entries: int = SHARD_ENTRIES) -> None:
+        self.folder, self._limit = folder, entries
+        self._index: dict[str, Any] = {
+            "shard": np.full(n_texts, -1, np.int32),
+            "start": np.zeros(n_texts, np.int64),
+            "end": np.zeros(n_texts, np.int64),
+        }
+        self._shard = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._stored: list[StoredPositions] = []
+        self._firings: list[Mapping[str, Firings]] = []
+        self._positions = self._entries = 0
+
+    def add(self, stored: StoredPositions, firings: Mapping[str, Firings]) -> None:
+        """Add a batch: its positions, and for each autoencoder what fires there."""
+        texts, first, counts = np.unique(stored.text, return_index=True, return_counts=True)
+        self._index["shard"][texts] = self._shard
+        self._index["start"][texts] = first + self._positions
+        self._index["end"][texts] = first + counts + self._positions
+        self._stored.append(stored)
+        self._firings.append(firings)
+        self._positions += len(stored.text)
+        self._entries += sum(len(f.latent) for f in firings.values())
+        if self._entries >= self._limit:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._stored:
+            return
+        arrays: dict[str, NDArray[np.generic]] = {
+            name: np.concatenate([getattr(s, name) for s in self._stored]) for name in ("text", "position", "flags")
+        }
+        for sae_id in self._firings[0]:
+            parts = [f[sae_id] for f in self._firings]
+            counts = np.concatenate([np.diff(p.bounds) for p in parts])
+            arrays[f"bounds/{sae_id}"] = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+            arrays[f"latent/{sae_id}"] = np.concatenate([p.latent for p in parts])
+            arrays[f"value/{sae_id}"] = np.concatenate([p.value for p in parts])
+        write_atomic(self.folder / f"{self._shard:05d}.safetensors", safetensors.numpy.save(arrays))
+        self._shard += 1
+        self._clear()
+
+    def close(self) -> None:
+        """Write what is left, and the index."""
+        self._write()
+        write_atomic(self.folder / INDEX, safetensors.numpy.save(self._index))
+
+
+class TokenShards:
+    """Reads token-level latents of single texts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _index(self) -> dict[str, NDArray[np.int64]]:
+        index: dict[str, NDArray[np.int64]] = load_arrays(self.folder / INDEX)
+        return index
+
+    def read(self, row: int, sae_id: str) -> tuple[StoredPositions, Firings]:
+        """Stored positions of text `row`, and what fires there (none for a text without stored positions)."""
+        shard, start, end = (int(self._index[key][row]) for key in ("shard", "start", "end"))
+        if shard < 0:
+            nothing = StoredPositions(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
+            return nothing, Firings(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+        path = self.folder / f"{shard:05d}.safetensors"
+        try:
+            with safe_open(path, framework="numpy") as f:
+                stored = StoredPositions(*(f.get_slice(n)[start:end] for n in ("text", "position", "flags")))
+                bounds = f.get_slice(f"bounds/{sae_id}")[start : end + 1]
+                low, high = int(bounds[0]), int(bounds[-1])
+                latent = f.get_slice(f"latent/{sae_id}")[low:high]
+                value = f.get_slice(f"value/{sae_id}")[low:high]
+        except (SafetensorError, OSError) as e:
+            raise FormatError(f"damaged shard ({e})", where=str(path), fix="Scan again") from e
+        return stored, Firings(bounds - low, latent, value)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
+    """Arrays of a safetensors file; `FormatError` where it is missing or damaged."""
+    try:
+        arrays: dict[str, NDArray[np.int64]] = safetensors.numpy.load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e
+    return arrays

@@ -1,0 +1,130 @@
+"""Recipes: what a run does, as a YAML file whose every key is checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from seamark.errors import ConfigError
+from seamark.features import PAPER_STAGES, SAETraining, ScanConfig, StageConfig
+from seamark.model import DEFAULT_MODEL, RewardTraining
+
+DEMO = "demo"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataPart(_Part):
+    """Which pairs, and how they are split."""
+
+    pairs: dict[str, list[str]] = Field(default_factory=dict)
+    """Files by group, e.g. {safety: [pairs.jsonl], chat: [hub/name]}. Empty: the authored demo pairs with their own split."""
+    test_share: float = Field(0.25, gt=0, lt=1)
+    """Share of prompts held out for evaluation (split by prompt hash)."""
+    split_seed: int = 0
+    max_pairs: int | None = Field(None, ge=10)
+    """At most this many pairs a group, picked by a hash of their ids. None: all."""
+    general_text: str | None = None
+    """Plain texts for the SAE's first stage (JSONL with `text`, .txt, Parquet or a hub name). None: the pairs' texts."""
+
+
+class SAEPart(SAETraining):
+    """The SAE and its two stages of training (SAFER §3.1): general text, then the target group's pairs."""
+
+    stages: tuple[StageConfig, StageConfig] = PAPER_STAGES
+    """First on general texts, then on the target group's pairs."""
+
+
+class FeaturesPart(_Part):
+    """How safety features are scored and chosen (SAFER §3.2-3.3)."""
+
+    normalization: Literal["default", "paper"] = "default"
+    """`paper`: raw sums, prompt included; `default`: means over the response's positions, by pair."""
+    candidates: int = Field(256, ge=1)
+    """Latents with the largest |score| that get a rating."""
+    min_rating: int = Field(5, ge=1, le=5)
+    """Least safety relevance (1-5) to be kept. A latent without a rating is never kept."""
+    count: int = Field(32, ge=1)
+    """Features kept, by |score|."""
+    effect_texts: int = Field(64, ge=1)
+    """Texts on which the direct effect on the reward is measured."""
+
+
+class ExperimentPart(_Part):
+    """A grid of retrainings: methods x rates x seeds, and the unedited run of every seed."""
+
+    methods: list[str] = Field(default_factory=lambda: ["safer", "random", "margin"])
+    rates: list[float] = Field(default_factory=list)
+    """Shares of the target group (fractions). Empty: the experiment is not run."""
+    noise: float = Field(0.0, ge=0, lt=0.5)
+    """Denoising only: share of the target group whose labels are flipped at random first. 0: the data as they are."""
+
+
+class SaferRecipe(_Part):
+    """SAFER (arXiv 2507.00665): reward model, SAE, safety features, poisoning and denoising, report."""
+
+    recipe: Literal["safer"] = "safer"
+    name: str = "safer"
+    model: str = DEFAULT_MODEL
+    """Base that every reward model starts from: a folder, a hub name or `seamark/default` (MiniLM-L6)."""
+    out: str = "runs/safer"
+    """Run folder."""
+    target: str = "safety"
+    """The group whose features are looked for and whose pairs are edited."""
+    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    """Seeds of the retrainings; the first one's reward model is the one that is looked into."""
+    workers: int | None = Field(None, ge=1)
+    """Processes side by side. None: one a core on CPUs (as memory allows), one with a GPU."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a worker; results depend on it in the last bits."""
+    data: DataPart = DataPart()
+    reward: RewardTraining = RewardTraining()
+    sae: SAEPart = SAEPart()
+    scan: ScanConfig = ScanConfig()
+    features: FeaturesPart = FeaturesPart()
+    poison: ExperimentPart = ExperimentPart(rates=[0.05])
+    denoise: ExperimentPart = ExperimentPart(rates=[0.04])
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> SaferRecipe:
+    """Read and check a recipe; `overrides` (nested) win over the file.
+
+    Raises:
+        ConfigError: not there, not YAML, an unknown key or a value of the wrong kind (names the key).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError("cannot read the recipe", where=str(path), fix="Give the path of a YAML file") from e
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"not valid YAML{line}", where=str(path)) from e
+    if not isinstance(data, dict):
+        raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
+    return check_recipe(_merge(data, overrides or {}), str(path))
+
+
+def check_recipe(data: dict[str, Any], where: str) -> SaferRecipe:
+    """Validate a recipe's data. Raises `ConfigError` naming the first bad key."""
+    try:
+        return SaferRecipe.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", where=where) from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

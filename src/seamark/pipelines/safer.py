@@ -1,0 +1,243 @@
+"""The SAFER recipe: which stages, in which order (arXiv 2507.00665).
+
+    data ─ reward ─ sae ─ scan ─ features ─ effects          the reward model that is looked into, once
+             │                        └─ poison ─┐
+             └─ (with injected noise, once a seed) sae ─ scan ─ features ─ denoise ─ report
+
+Every reward model of a retraining starts from the same base with the same order of ids. A "world" is a training set
+with the reward model, SAE and features found from it: `clean`, and `noisy-<seed>` for denoising, where everything the
+method knows comes from the noisy file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from seamark.audit.editing import denoise, poison
+from seamark.audit.experiment import Cell, Experiment, Kind, retrain
+from seamark.errors import ConfigError
+from seamark.model import resolve_name
+from seamark.pipelines import stages
+from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
+from seamark.run import Run, Stage, Workers, file_digest, say
+from seamark.text.pairs import Pairs
+
+_WORKER_GIB = 1.5
+
+
+@dataclass(frozen=True)
+class World:
+    """A training set and what was found from it."""
+
+    name: str
+    seed: int
+    data: Path
+    """Folder with `train.jsonl`."""
+    reward: Path | None = None
+    sae: Path | None = None
+    scan: Path | None = None
+    features: Path | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """Where everything lies when the run is through."""
+
+    recipe: SaferRecipe
+    root: Path
+    data: Path
+    clean: World
+    effects: Path
+    noisy: Mapping[int, World]
+    cells: Mapping[Kind, Mapping[Cell, Path]]
+    clean_cells: Mapping[Cell, Path]
+    timings: Mapping[str, Mapping[str, float]]
+
+
+class SaferRun:
+    """One run of a recipe in its folder."""
+
+    def __init__(self, recipe: SaferRecipe, run: Run, workers: Workers) -> None:
+        self.recipe, self.run, self.workers = recipe, run, workers
+        base = resolve_name(recipe.model)
+        # A local base counts with its bytes: other weights under the same path are another run.
+        self.base = {"base": recipe.model, "base_digest": file_digest(Path(base)) if Path(base).exists() else base}
+
+    def go(self) -> Done:
+        """All stages but the report; those that are done are skipped."""
+        data = self.run.stage(self._data_stage())
+        self._check_rates(Pairs.from_jsonl(data / stages.TRAIN))
+        noisy = self._noisy_data(data)
+        clean_cells, worlds = self._reward_models(data, noisy)
+        worlds = self._look_into(data, worlds)
+        clean = worlds[0]
+        effects = self.run.stage(self._effects_stage(data, clean), self.workers)
+        poisoned = self._experiment("poison", self.recipe.poison, data, {s: clean for s in self.recipe.seeds}, clean_cells)
+        by_seed = {w.seed: w for w in worlds[1:]} or {s: clean for s in self.recipe.seeds}
+        denoised = self._experiment("denoise", self.recipe.denoise, data, by_seed, clean_cells)
+        return Done(self.recipe, self.run.root, data, clean, effects, {w.seed: w for w in worlds[1:]},
+                    {"poison": poisoned, "denoise": denoised}, clean_cells, self.run.timings)  # fmt: skip
+
+    def _data_stage(self) -> Stage:
+        part = self.recipe.data
+        files = {f: file_digest(Path(f)) for group in part.pairs.values() for f in group if Path(f).exists()}
+        return Stage("data", stages.prepare_data, {
+            "pairs": part.pairs, "test_share": part.test_share, "split_seed": part.split_seed,
+            "max_pairs": part.max_pairs, "target": self.recipe.target, "digests": files,
+        })  # fmt: skip
+
+    def _check_rates(self, train: Pairs) -> None:
+        """Fail before hours of training, not after."""
+        from seamark.audit.editing import edit_count
+
+        size = len(train.group(self.recipe.target))
+        for part in (self.recipe.poison, self.recipe.denoise):
+            for rate in part.rates:
+                if edit_count(rate, size) < 1:
+                    raise ConfigError(f"rate {rate:g} of {size} {self.recipe.target} pairs is less than one pair",
+                                      fix="Choose a higher rate or give more pairs")  # fmt: skip
+
+    def _noisy_data(self, data: Path) -> dict[int, Path]:
+        part = self.recipe.denoise
+        if not part.rates or part.noise == 0:
+            return {}
+        made = self.run.stages("noise", [
+            Stage(f"noisy-{seed}/data", stages.add_noise,
+                  {"rate": part.noise, "group": self.recipe.target, "seed": seed}, {"data": data})
+            for seed in self.recipe.seeds
+        ])  # fmt: skip
+        return {seed: made[f"noisy-{seed}/data"] for seed in self.recipe.seeds}
+
+    def _retrain_stage(
+        self, name: str, train: Path, test: Path, seed: int, flipped: Sequence[str] = (), removed: Sequence[str] = (),
+        keep_model: bool = False,
+    ) -> Stage:  # fmt: skip
+        training = self.recipe.reward.model_dump(mode="json") | {"seed": seed, "threads": self.recipe.threads}
+        arguments: dict[str, Any] = {"training": training, "flipped": list(flipped), "removed": list(removed),
+                                     "keep_model": keep_model, **self.base}  # fmt: skip
+        return Stage(name, retrain_from, arguments, {"train": train / stages.TRAIN, "test": test / stages.TEST})
+
+    def _reward_models(self, data: Path, noisy: Mapping[int, Path]) -> tuple[dict[Cell, Path], list[World]]:
+        """Unedited reward models of every seed, on the clean and on each noisy training set."""
+        seeds = self.recipe.seeds
+        first = [self._retrain_stage(f"clean/reward-{s}", data, data, s, keep_model=s == seeds[0]) for s in seeds]
+        second = [self._retrain_stage(f"noisy-{s}/reward", d, data, s, keep_model=True) for s, d in noisy.items()]
+        made = self.run.stages("reward", first + second, self.workers)
+        cells = {Cell(method="none", rate=0.0, seed=s): made[f"clean/reward-{s}"] for s in seeds}
+        worlds = [World("clean", seeds[0], data, made[f"clean/reward-{seeds[0]}"])]
+        worlds += [World(f"noisy-{s}", s, d, made[f"noisy-{s}/reward"]) for s, d in noisy.items()]
+        return cells, worlds
+
+    def _look_into(self, data: Path, worlds: Sequence[World]) -> list[World]:
+        """SAE, scan and features of every world."""
+        r = self.recipe
+        common = {"target": r.target}
+        shared = {"threads": r.threads}
+        found: list[World] = []
+        sae = self.run.stages("sae", [
+            Stage(f"{w.name}/sae", stages.fit_sae, {
+                "sae": r.sae.model_dump(mode="json"), "max_length": r.reward.max_length,
+                "general_text": r.data.general_text, **common, **shared,
+            }, {"reward": _there(w.reward), "data": w.data})
+            for w in worlds
+        ], self.workers)  # fmt: skip
+        config = r.scan.model_copy(update={"max_length": r.scan.max_length or r.reward.max_length})
+        scan = self.run.stages("scan", [
+            Stage(f"{w.name}/scan", stages.scan_pairs, {"config": config.model_dump(mode="json"), **shared},
+                  {"reward": _there(w.reward), "data": w.data, "sae": sae[f"{w.name}/sae"]})
+            for w in worlds
+        ], self.workers)  # fmt: skip
+        part = r.features.model_dump(mode="json", exclude={"effect_texts"})
+        features = self.run.stages("features", [
+            Stage(f"{w.name}/features", stages.choose_features, part | common, {"scan": scan[f"{w.name}/scan"]})
+            for w in worlds
+        ], self.workers)  # fmt: skip
+        for w in worlds:
+            paths = (x[f"{w.name}/{kind}"] for x, kind in ((sae, "sae"), (scan, "scan"), (features, "features")))
+            found.append(World(w.name, w.seed, w.data, w.reward, *paths))
+        return found
+
+    def _effects_stage(self, data: Path, clean: World) -> Stage:
+        r = self.recipe
+        return Stage("clean/effects", stages.measure_effects, {
+            "target": r.target, "texts": r.features.effect_texts, "max_length": r.reward.max_length,
+            "threads": r.threads,
+        }, {"reward": _there(clean.reward), "data": data, "sae": _there(clean.sae), "scan": _there(clean.scan),
+            "features": _there(clean.features)})  # fmt: skip
+
+    def _experiment(
+        self, kind: Kind, part: ExperimentPart, data: Path, worlds: Mapping[int, World], clean: Mapping[Cell, Path]
+    ) -> dict[Cell, Path]:
+        """The grid of one experiment; {cell: folder}, the unedited runs first."""
+        if not part.rates:
+            return {}
+        done: dict[Cell, Path] = {}
+        planned: dict[Cell, Stage] = {}
+        for seed, world in worlds.items():
+            none = Cell(method="none", rate=0.0, seed=seed)
+            done[none] = _there(world.reward) if world.name != "clean" else clean[none]
+            train = Pairs.from_jsonl(world.data / stages.TRAIN)
+            for method in part.methods:
+                scores = stages.method_scores(method, _there(world.features), train, seed)
+                for rate in part.rates:
+                    cell = Cell(method=method, rate=rate, seed=seed)
+                    edit = (poison if kind == "poison" else denoise)(train, scores, rate, self.recipe.target, seed)
+                    which = "flipped" if kind == "poison" else "removed"
+                    planned[cell] = self._retrain_stage(
+                        f"{kind}/{cell.name}", world.data, data, seed, **{which: sorted(edit.manifest.edited_ids)}
+                    )
+        made = self.run.stages(kind, list(planned.values()), self.workers)
+        return done | {cell: made[s.name] for cell, s in planned.items()}
+
+
+def retrain_from(folder: Path, train: Path, test: Path, *, base_digest: str, **arguments: Any) -> dict[str, Any]:
+    """`audit.experiment.retrain` as a stage; `base_digest` only takes part in the key."""
+    return retrain(folder, train, test, **arguments)
+
+
+def _there(path: Path | None) -> Path:
+    assert path is not None  # noqa: S101 - worlds are filled in order
+    return path
+
+
+def make_workers(recipe: SaferRecipe) -> Workers:
+    """As many processes as cores and memory allow on a CPU; one where there is a GPU, which they would share."""
+    if recipe.workers is not None:
+        return Workers(recipe.workers, recipe.threads)
+    if torch.cuda.is_available():
+        return Workers(1, max(recipe.threads, os.cpu_count() or 1))
+    cores = max(1, len(os.sched_getaffinity(0)) // recipe.threads) if hasattr(os, "sched_getaffinity") else 1
+    fits = max(1, int(psutil.virtual_memory().available / 2**30 / _WORKER_GIB))
+    return Workers(min(cores, fits), recipe.threads)
+
+
+def read_experiment(done: Done, kind: Kind) -> Experiment | None:
+    """Margins of an experiment's retrainings; None if it was not run."""
+    if not done.cells[kind]:
+        return None
+    test = Pairs.from_jsonl(done.data / stages.TEST)
+    return Experiment.read(kind, test, done.cells[kind], done.recipe.target)
+
+
+def run_safer(recipe: SaferRecipe) -> tuple[Path, dict[str, Any]]:
+    """Run a recipe in its folder and write `result.json` and `report.html` there.
+
+    Returns:
+        The run folder and the result.
+    """
+    from seamark.pipelines.result import write_result
+
+    with Run(Path(recipe.out)) as run, make_workers(recipe) as workers:
+        done = SaferRun(recipe, run, workers).go()
+        workers.close()
+        result = write_result(done, run)
+        if not run.built:
+            say("Nothing to do: every stage was done before with this recipe.")
+        return run.root, result

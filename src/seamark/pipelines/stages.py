@@ -1,0 +1,181 @@
+"""The stages of the SAFER recipe, each a function from files to files (arguments are JSON-able: they make the key)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from seamark.audit.editing import inject_noise, write_edit
+from seamark.audit.experiment import MODEL
+from seamark.audit.scores import PairScores, score_pairs
+from seamark.errors import DataError
+from seamark.explain.ratings import statistical_ratings
+from seamark.features import (
+    Contrast,
+    Feature,
+    FeatureSet,
+    SAETraining,
+    Scan,
+    ScanConfig,
+    contrast,
+    direct_effect,
+    train_sae,
+)
+from seamark.features import scan as run_scan
+from seamark.model import HookedModel, RewardModel
+from seamark.pipelines.recipe import SAEPart
+from seamark.run import write_json
+from seamark.sae import SparseAutoencoder
+from seamark.text import ReadOptions, bag_of_words_accuracy, demo_pairs, longer_wins, read_pairs, read_texts, write_rejected
+from seamark.text.pairs import Pairs, hash_unit
+from seamark.text.rendering import Rendered
+
+SAE_ID = "sae"
+TRAIN, TEST, SUMMARY = "train.jsonl", "test.jsonl", "summary.json"
+SCAN, SAE = "scan", "sae"
+FEATURES, EFFECTS, SCORES = "features.json", "effects.json", "scores.json"
+
+
+def prepare_data(
+    folder: Path,
+    *,
+    pairs: Mapping[str, Sequence[str]],
+    test_share: float,
+    split_seed: int,
+    max_pairs: int | None,
+    target: str,
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """Read, check and split the pairs; note what was rejected and what baselines without a model reach."""
+    if pairs:
+        found = read_pairs({g: list(files) for g, files in pairs.items()}, options=ReadOptions(max_pairs=max_pairs))
+        train, test = found.split(test_share, split_seed)
+    else:
+        found, train, test = demo_pairs(), demo_pairs("train"), demo_pairs("test")
+    for name, side in (("training", train), ("test", test)):
+        if not len(side.group(target)):
+            raise DataError(f"no {name} pair in the target group {target!r}", fix=f"Give pairs as {target}=FILE")
+    train.to_jsonl(folder / TRAIN)
+    test.to_jsonl(folder / TEST)
+    write_rejected(found, folder / "rejected.jsonl")
+    reasons: dict[str, int] = {}
+    for row in found.rejected:
+        kind = row.reason.split(" of row ")[0]
+        reasons[kind] = reasons.get(kind, 0) + 1
+    write_json(
+        folder / SUMMARY,
+        {
+            "groups": {
+                g: {"pairs": len(found.group(g)), "train": len(train.group(g)), "test": len(test.group(g))}
+                for g in found.groups
+            },
+            "rejected": len(found.rejected),
+            "reject_reasons": reasons,
+            "bag_of_words": bag_of_words_accuracy(train, test),
+            "longer_wins": longer_wins(test),
+        },
+    )
+    return {}
+
+
+def add_noise(folder: Path, data: Path, *, rate: float, group: str, seed: int) -> None:
+    """Training pairs with a known random share of wrong labels in one group, and the manifest that undoes them."""
+    edit = inject_noise(Pairs.from_jsonl(data / TRAIN), rate, group, seed)
+    edit.pairs.to_jsonl(folder / TRAIN)
+    write_edit(edit, folder / "edit")
+
+
+def fit_sae(
+    folder: Path, reward: Path, data: Path, *, sae: Mapping[str, Any], max_length: int | None, target: str,
+    general_text: str | None, threads: int,
+) -> None:  # fmt: skip
+    """Train the SAE in two stages on the activations of a reward model: general text, then the target group's pairs."""
+    model = RewardModel.from_pretrained(str(reward / MODEL))
+    pairs = Pairs.from_jsonl(data / TRAIN)
+    renderer = model.renderer(max_length)
+
+    def rendered(some: Pairs) -> list[Rendered]:
+        return [side for pair in some for side in renderer.render_pair(pair)]
+
+    general = rendered(pairs)
+    if general_text:
+        general = [renderer.render_text(text, text_id) for text_id, text in read_texts(general_text)]
+    part = SAEPart(**sae)
+    first, second = part.stages
+    texts = {first.name: general, second.name: rendered(pairs.group(target))}
+    config = SAETraining(**part.model_dump(exclude={"stages"}))
+    trained = train_sae(model, texts, config, part.stages)
+    trained.sae.save_pretrained(folder / SAE)
+    write_json(folder / "quality.json", {"quality": asdict(trained.quality) if trained.quality else None,
+                                         "stages": trained.stages})  # fmt: skip
+
+
+def scan_pairs(folder: Path, reward: Path, data: Path, sae: Path, *, config: Mapping[str, Any], threads: int) -> None:
+    """One pass over the training pairs: rewards, pooled latents, statistics, token-level latents."""
+    model = RewardModel.from_pretrained(str(reward / MODEL))
+    suite = {SAE_ID: SparseAutoencoder.from_pretrained(sae / SAE)}
+    run_scan(model, suite, Pairs.from_jsonl(data / TRAIN), folder / SCAN, config=ScanConfig(**config))
+
+
+def choose_features(
+    folder: Path, scan: Path, *, target: str, normalization: str, candidates: int, min_rating: int, count: int
+) -> None:
+    """SAFER's selection: the largest |score|, rated for safety relevance, the best rated kept."""
+    found = Scan.open(scan / SCAN)
+    scores: Contrast = contrast(found, target, normalization=normalization)  # type: ignore[arg-type]
+    top = scores.top(candidates)
+    others = [g for g in found.groups if g != target]
+    ratings = {r.latent: r for r in statistical_ratings(found, SAE_ID, top.latents(SAE_ID), target, others)}
+    rated = [f.model_copy(update={"rating": ratings[f.latent].rating, "why": ratings[f.latent].why}) for f in top.features]
+    kept = [f for f in rated if f.rating is not None and f.rating >= min_rating][:count]
+    if not kept:
+        best = max((f.rating or 0 for f in rated), default=0)
+        raise DataError(
+            f"none of the {len(rated)} candidate features is rated {min_rating} (best: {best})",
+            where=str(scan), fix="Lower features.min_rating, raise features.candidates or train the SAE longer",
+        )  # fmt: skip
+    provenance = dict(top.provenance) | {
+        "rating_method": "statistical", "min_rating": min_rating, "candidates": len(rated),
+        "rated": {str(r): sum(f.rating == r for f in rated) for r in range(1, 6)},
+        "not_rated": sum(f.rating is None for f in rated),
+    }  # fmt: skip
+    features = FeatureSet(features=tuple(kept), provenance=provenance)
+    features.save(folder / FEATURES)
+    FeatureSet(features=tuple(rated), provenance=provenance).save(folder / "candidates.json")
+    score_pairs(found, features, method="safer").save(folder / SCORES)
+    score_pairs(found, method="margin").save(folder / "margins.json")
+
+
+def measure_effects(
+    folder: Path, reward: Path, data: Path, sae: Path, scan: Path, features: Path,
+    *, target: str, texts: int, max_length: int | None, threads: int,
+) -> None:  # fmt: skip
+    """The direct effect of each chosen feature on the reward, on a sample of held-out texts of the target group."""
+    model = RewardModel.from_pretrained(str(reward / MODEL))
+    autoencoder = SparseAutoencoder.from_pretrained(sae / SAE)
+    q = Scan.open(scan / SCAN).q(SAE_ID)
+    chosen = FeatureSet.load(features / FEATURES)
+    sample, prompts = _sample(model, Pairs.from_jsonl(data / TEST).group(target), texts, max_length)
+    effects = direct_effect(model, autoencoder, chosen.latents(SAE_ID), sample, q=q, clusters=prompts)
+    write_json(folder / EFFECTS, {str(latent): effect for latent, effect in effects.items()})
+
+
+def _sample(model: HookedModel, pairs: Pairs, count: int, max_length: int | None) -> tuple[list[Rendered], list[str]]:
+    """Both answers of the pairs with the smallest hash, `count` texts at most, and their prompts."""
+    renderer = model.renderer(max_length)
+    picked = sorted(pairs, key=lambda p: (hash_unit(p.id), p.id))[: max(1, count // 2)]
+    return [r for p in picked for r in renderer.render_pair(p)], [p.prompt_key for p in picked for _ in range(2)]
+
+
+def method_scores(method: str, features: Path, train: Pairs, seed: int) -> PairScores:
+    """Scores of one method for an experiment, from the files of `choose_features`."""
+    if method == "safer":
+        return PairScores.load(features / SCORES)
+    if method == "margin":
+        return PairScores.load(features / "margins.json")
+    return score_pairs(method=method, pairs=train, seed=seed)
+
+
+__all__ = ["Feature", "add_noise", "choose_features", "fit_sae", "measure_effects", "method_scores", "prepare_data", "scan_pairs"]

@@ -1,0 +1,115 @@
+"""Plain texts to train SAEs on or to scan: lines of JSON, Parquet columns, paragraphs of text files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seamark.errors import DataError
+from seamark.text.files import PathLike, RawRow, read_lines, read_rows
+from seamark.text.pairs import RejectedRow
+from seamark.text.rows import BadRowError, check_text
+
+
+@dataclass(frozen=True)
+class Corpus(Sequence[tuple[str, str]]):
+    """(id, text) in the order of files and rows, ids unique; and the rows that could not be used."""
+
+    items: tuple[tuple[str, str], ...]
+    rejected: tuple[RejectedRow, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.items[index]
+
+
+def read_texts(sources: PathLike | Sequence[PathLike], *, column: str = "text", split: str | None = None) -> Corpus:
+    """Texts of one source or several, each once.
+
+    A `.txt` file (or .txt.gz) gives its paragraphs, which blank lines divide; every other source is what `read_rows`
+    reads, with the text in `column`. An id is a row's own where it is text, a whole number, and unique; else it is a
+    hash of the text.
+
+    Raises:
+        DataError: a source that is missing, empty, unreadable, lacks the column or has no usable text.
+    """
+    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if not paths:
+        raise DataError("no texts given", fix="Give a file or several")
+    found: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    rejected: list[RejectedRow] = []
+    for source in paths:
+        before, columns = len(found), set[str]()
+        for row in _rows(source, split):
+            columns.update(map(str, row.data or ()))
+            reason = row.reason or _take(row, column, f"row {row.number} of {source}", found, seen)
+            if reason:
+                rejected.append(RejectedRow(str(source), row.number, reason))
+        if columns and column not in columns:
+            names = ", ".join(sorted(c[:60] for c in columns)[:30])
+            raise DataError(f"no column {column}; found {names}", where=str(source), fix="Name the column of texts")
+        if len(found) == before:
+            raise DataError("no usable text", where=str(source))
+    return Corpus(tuple(found.items()), tuple(rejected))
+
+
+def _take(row: RawRow, column: str, place: str, found: dict[str, str], seen: dict[str, str]) -> str:
+    """Add the text of a row, or give the reason why not."""
+    data = row.data or {}
+    text = data.get(column)
+    if text is None:
+        return f"{column} is missing"
+    if not isinstance(text, str):
+        return f"{column} has the wrong type ({type(text).__name__}; text is needed)"
+    try:
+        check_text(text, column)
+    except BadRowError as error:
+        return str(error)
+    if not text.strip():
+        return f"{column} is empty"
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if seen.setdefault(key, place) != place:
+        return f"duplicate of {seen[key]}"
+    own = data.get("id")
+    named = str(own) if isinstance(own, str | int) and not isinstance(own, bool) and str(own).isprintable() else ""
+    found[named if named and named not in found else key] = text
+    return ""
+
+
+def _rows(source: PathLike, split: str | None) -> Iterator[RawRow]:
+    path = Path(source)
+    name = path.name.lower()
+    if not (name.endswith((".txt", ".txt.gz")) and path.is_file()):
+        return read_rows(source, split=split)
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=str(path))
+    return _paragraphs(path)
+
+
+def _paragraphs(path: Path) -> Iterator[RawRow]:
+    """Paragraphs by the number of their first line; one with a line that is no UTF-8 is bad as a whole."""
+    lines: list[str] = []
+    first, broken = 1, ""
+    for number, line, reason in read_lines(path):
+        if line is None:
+            broken = broken or reason
+        elif line.strip():
+            first = first if lines or broken else number
+            lines.append(line)
+        else:
+            yield from _paragraph(first, lines, broken)
+            lines, first, broken = [], number + 1, ""
+    yield from _paragraph(first, lines, broken)
+
+
+def _paragraph(first: int, lines: list[str], broken: str) -> Iterator[RawRow]:
+    if broken:
+        yield RawRow(first, None, broken)
+    elif lines:
+        yield RawRow(first, {"text": "\n".join(lines)})
