@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from seamark.audit.editing import (
     Edit,
-    EditManifest,
     denoise,
     edit_count,
     inject_noise,
@@ -23,6 +22,7 @@ from seamark.audit.editing import (
     undo_file,
     write_edit,
 )
+from seamark.audit.manifest import EditManifest
 from seamark.audit.rows import read_jsonl, to_jsonl
 from seamark.errors import ConfigError, DataError, FormatError
 from seamark.text.pairs import Message, Pairs, PreferencePair

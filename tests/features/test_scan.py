@@ -248,3 +248,60 @@ def test_a_silent_autoencoder(tmp_path: Path) -> None:
     assert result.contexts("s", 0) == []
     with pytest.raises(DataError, match="no latent fires"):
         contrast(result)
+
+
+def test_where_the_model_lies_does_not_matter(tmp_path: Path) -> None:
+    model, pairs = tiny(), make_pairs(4)
+    name = model.name
+    try:
+        for place in ("a", "b"):
+            (tmp_path / place / "model").mkdir(parents=True)
+            model.name = str(tmp_path / place / "model")
+            scan(model, {"s": make_sae()}, pairs, tmp_path / place / "scan")
+    finally:
+        model.name = name
+    assert files(tmp_path / "a" / "scan") == files(tmp_path / "b" / "scan")
+
+
+def test_an_interrupted_scan_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = tiny(), make_pairs()
+    config = ScanConfig(batch_tokens=200)
+    scan(model, {"s": make_sae()}, pairs, tmp_path / "a", config=config)
+    before = files(tmp_path / "a")
+    calls = []
+
+    def dying(model, batch, hookpoints, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return read(model, batch, hookpoints, **kwargs)
+
+    monkeypatch.setattr(gather_module, "read", dying)
+    for target in ("a", "new"):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            scan(model, {"s": make_sae(seed=1)}, pairs, tmp_path / target, config=config)
+    monkeypatch.undo()
+    assert {k: v for k, v in files(tmp_path / "a").items() if not k.startswith(".scan")} == before
+    with pytest.raises(FormatError):
+        Scan.open(tmp_path / "new")
+    for target in ("a", "new"):  # and a rerun mends both
+        scan(model, {"s": make_sae(seed=1)}, pairs, tmp_path / target, config=config)
+    assert files(tmp_path / "a") == files(tmp_path / "new")
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_token_scores_average_to_the_text_score(tmp_path: Path, kind: str) -> None:
+    suite = {"a": make_sae(k=20), "b": make_sae("layers.1.attn", k=20, seed=5)}
+    result = scan(tiny(kind), suite, make_pairs(), tmp_path)
+    features = [Feature(sae=s, latent=i, sign=1 if i % 2 else -1) for s in suite for i in range(0, 96, 5)]
+    chosen = FeatureSet(features=tuple(features))
+    g = text_scores(result, chosen)
+    for text_id in g:
+        scores = result.token_scores(text_id, chosen)
+        scored = [v for v, s in zip(scores.values, scores.scoring, strict=True) if s]
+        assert np.mean(scored) == pytest.approx(g[text_id], rel=1e-4, abs=1e-5)
+        assert len(scores.tokens) == len(scores.values)
+    assert any(g.values())
+    with pytest.raises(DataError, match="no text 'zz'"):
+        result.token_scores("zz", chosen)

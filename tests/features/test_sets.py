@@ -23,8 +23,8 @@ SET = FeatureSet(
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    SET.to_json(tmp_path / "set.json")
-    assert FeatureSet.from_json(tmp_path / "set.json") == SET
+    SET.save(tmp_path / "set.json")
+    assert FeatureSet.load(tmp_path / "set.json") == SET
 
 
 def test_selection_never_keeps_a_failed_rating() -> None:
@@ -47,9 +47,9 @@ def test_bad_sets(tmp_path: Path) -> None:
     for text in ("{", '{"features": [{"sae": "a", "latent": -1, "sign": 1}]}', '{"features": 3}', "[]"):
         path.write_text(text)
         with pytest.raises(FormatError, match=r"set\.json"):
-            FeatureSet.from_json(path)
+            FeatureSet.load(path)
     with pytest.raises(FormatError, match="not found"):
-        FeatureSet.from_json(tmp_path / "none.json")
+        FeatureSet.load(tmp_path / "none.json")
 
 
 @settings(max_examples=40, deadline=None)

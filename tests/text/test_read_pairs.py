@@ -380,6 +380,14 @@ def test_files_without_a_usable_row(tmp_path: Path, content: bytes, message: str
     assert str(path) in str(caught.value)
 
 
+def test_a_row_taken_for_the_header_is_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "headless.csv"
+    path.write_text(f"how do I {SECRET} now,{SECRET * 3},b c d e\nq,a,b\n")
+    with pytest.raises(DataError, match="found 3 not shown") as caught:
+        read_pairs(safety=path)
+    assert SECRET not in str(caught.value)
+
+
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no files of pairs"):
         read_pairs()

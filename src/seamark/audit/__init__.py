@@ -1,6 +1,7 @@
 """Auditing preference data: pair scores, poisoning, denoising, undo, and the report."""
 
-from seamark.audit.editing import Edit, EditManifest, denoise, inject_noise, poison, undo, undo_file, write_edit
+from seamark.audit.editing import Edit, denoise, inject_noise, poison, undo, undo_file, write_edit
+from seamark.audit.manifest import EditManifest
 from seamark.audit.report import render_report, write_report
 from seamark.audit.report_data import ReportData
 from seamark.audit.scores import METHODS, PairScores, score_pairs

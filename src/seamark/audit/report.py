@@ -66,7 +66,7 @@ def verdicts(data: ReportData) -> list[Check]:
 
 
 def _view(text: TokenText) -> TokenView:
-    return token_view(text.tokens, text.values, unit=text.unit, ends=text.ends)
+    return token_view(text.tokens, text.values, unit=text.unit, unit_name=text.unit_name, ends=text.ends)
 
 
 def _features(data: ReportData) -> list[tuple[FeatureRow, list[dict[str, Any]]]]:

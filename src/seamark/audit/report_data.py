@@ -116,6 +116,8 @@ class TokenText(Section):
     """Signed: positive speaks for the text's being safe, negative against; 0 is not shaded."""
     unit: float | None = 1.0
     """The value of full shade (Q_f); None: not available."""
+    unit_name: str = "Q"
+    """What the unit is called where a value is shown; sums over features are not in units of one Q_f."""
     ends: tuple[int, ...] | None = None
     """Where values were read at clause ends only, those positions: a clause takes its end's shade."""
 

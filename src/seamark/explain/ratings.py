@@ -72,7 +72,6 @@ def statistical_ratings(
     scan: Scan,
     sae_id: str | None,
     latents: Iterable[int],
-    *,
     safety_group: str = "safety",
     other_groups: Sequence[str] | None = None,
 ) -> list[Rating]:

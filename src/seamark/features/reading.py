@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache, cached_property
 from os import PathLike
 from pathlib import Path
@@ -12,45 +11,19 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from seamark.errors import ConfigError, DataError, FormatError, RunError
-from seamark.features.accumulate import SCORING, FeatureStats, Pooled
+from seamark.features.accumulate import FeatureStats, Pooled
+from seamark.features.contexts import Context, TokenScores, TokenTexts
 from seamark.features.sets import FeatureSet
-from seamark.features.shards import TokenShards, load_arrays
+from seamark.features.shards import load_arrays, read_table
 from seamark.run import read_json
 
 FORMAT_VERSION = 1
 MANIFEST = "scan.json"
 Stat = Literal["mean", "sum", "max", "count"]
-
-
-@dataclass(frozen=True)
-class Context:
-    """A text in which a feature fires, token by token."""
-
-    text_id: str
-    pair_id: str
-    side: str
-    group: str
-    tokens: tuple[str, ...]
-    """Pieces of the text in order, white space included: joined, they are the text shown."""
-    activations: tuple[float, ...]
-    """The feature at each token, in the autoencoder's units; 0 where it is silent or was not read."""
-    scoring: tuple[bool, ...]
-    """Which tokens are scoring positions."""
-    q: float | None
-    """Q_f, the activation of full strength; None: not available (fewer than 10 firings)."""
-
-    @property
-    def text(self) -> str:
-        return "".join(self.tokens)
-
-    @property
-    def max_activation(self) -> float:
-        return max(self.activations, default=0.0)
 
 
 class Scan:
@@ -62,7 +35,6 @@ class Scan:
         self.sae_ids: list[str] = list(manifest["sae_configs"])
         self._pooled = cache(self._load_pooled)
         self.feature_stats = cache(self._load_stats)
-        self._tokens = TokenShards(path / "tokens")
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Scan:
@@ -79,11 +51,7 @@ class Scan:
     @cached_property
     def texts(self) -> pa.Table:
         """A row per text: text_id, pair_id, side, group, n_positions, n_tokens, truncated, reward (null: not read)."""
-        return _read_parquet(self.path / "texts.parquet")
-
-    @cached_property
-    def _rendered(self) -> pa.Table:
-        return _read_parquet(self.path / "rendered.parquet")
+        return read_table(self.path / "texts.parquet")
 
     @cached_property
     def n_positions(self) -> NDArray[np.int64]:
@@ -151,19 +119,23 @@ class Scan:
         rewards = self.texts["reward"].to_numpy()
         return {pair: float(rewards[c] - rewards[r]) for pair, (c, r) in self.rows_by_pair.items()}
 
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """Texts token by token, with the latents kept of each. `DataError` where none were kept."""
+        if not self.manifest["choices"]["keep_tokens"]:
+            raise DataError(
+                "the scan kept no latents of single tokens", where=str(self.path), fix="Scan with keep_tokens: always"
+            )
+        return TokenTexts(self.path, prompts=self.config["scope"] == "all")
+
     def contexts(self, sae_id: str | None, latent: int, n: int = 10, *, group: str | None = None) -> list[Context]:
         """The n texts in which a feature fires most strongly at a scoring position, strongest first.
 
         Raises:
             DataError: token-level latents were not kept, or there is no such latent.
         """
-        sae_id = self.sae_id(sae_id)
-        if not self.manifest["choices"]["keep_tokens"]:
-            raise DataError(
-                "the scan kept no latents of single tokens", where=str(self.path), fix="Scan with keep_tokens: always"
-            )
-        if not 0 <= latent < self.d_sae(sae_id):
-            raise DataError(f"no latent {latent}; there are {self.d_sae(sae_id)}", where=sae_id)
+        sae_id, tokens = self.sae_id(sae_id), self.token_texts
+        self._check_latent(sae_id, latent)
         strength = self._by_latent(sae_id)[[latent]].tocoo()
         rows, values = strength.col, strength.data
         if group is not None:
@@ -171,7 +143,46 @@ class Scan:
             rows, values = rows[inside], values[inside]
         order = np.lexsort((rows, -values))[:n]
         q = float(self.q(sae_id)[latent])
-        return [self._context(int(rows[i]), sae_id, latent, None if math.isnan(q) else q) for i in order]
+        found = []
+        for row in rows[order].tolist():
+            text = tokens.read(row)
+            about = self.texts.slice(row, 1).to_pylist()[0]
+            found.append(Context(
+                about["text_id"], about["pair_id"], about["side"], about["group"], text.tokens,
+                tokens.activations(text, sae_id, {latent: 1.0}), text.scoring, None if math.isnan(q) else q,
+            ))  # fmt: skip
+        return found
+
+    def token_scores(self, text_id: str, features: FeatureSet) -> TokenScores:
+        """What each token of a text adds to its alignment score: Σ_{F⁺} max(z, 0) − Σ_{F⁻} max(z, 0) there.
+
+        All tokens whose latents were kept have a value; g(y) is the mean over the scoring ones (see `text_scores`).
+
+        Raises:
+            DataError: token-level latents were not kept, or there is no such text or latent.
+        """
+        row, tokens = self._row(text_id), self.token_texts
+        text = tokens.read(row)
+        values = np.zeros(len(text.tokens))
+        for sae_id in dict.fromkeys(f.sae for f in features.features):
+            weights = {f.latent: float(f.sign) for f in features.features if f.sae == self.sae_id(sae_id)}
+            for latent in weights:
+                self._check_latent(sae_id, latent)
+            values += tokens.activations(text, sae_id, weights)
+        return TokenScores(text_id, text.tokens, tuple(values.tolist()), text.scoring)
+
+    def _check_latent(self, sae_id: str, latent: int) -> None:
+        if not 0 <= latent < self.d_sae(sae_id):
+            raise DataError(f"no latent {latent}; there are {self.d_sae(sae_id)}", where=sae_id)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {text_id: row for row, text_id in enumerate(self.texts["text_id"].to_pylist())}
+
+    def _row(self, text_id: str) -> int:
+        if text_id not in self._rows:
+            raise DataError(f"no text {text_id!r} in the scan", where=str(self.path))
+        return self._rows[text_id]
 
     def _by_latent(self, sae_id: str) -> csr_matrix:
         """Pooled maxima [d_sae × texts]."""
@@ -182,38 +193,6 @@ class Scan:
     @cached_property
     def _maxima(self) -> dict[str, csr_matrix]:
         return {}
-
-    def _context(self, row: int, sae_id: str, latent: int, q: float | None) -> Context:
-        stored, firings = self._tokens.read(row, sae_id)
-        place = np.repeat(np.arange(len(stored.position)), np.diff(firings.bounds))
-        at = firings.latent == latent
-        rendered = self._rendered.slice(row, 1).to_pylist()[0]
-        values = np.zeros(len(rendered["input_ids"]), np.float32)
-        values[stored.position[place[at]]] = firings.value[at]
-        scoring = np.zeros(len(values), bool)
-        scoring[stored.position[(stored.flags & SCORING) != 0]] = True
-        start, end = rendered["response_span"]
-        if self.config["scope"] == "all" and rendered["prompt_span"][0] < rendered["prompt_span"][1]:
-            start = rendered["prompt_span"][0]
-        about = self.texts.slice(row, 1).to_pylist()[0]
-        shown = [t for t in range(start, end) if not rendered["special"][t]]
-        return Context(
-            about["text_id"], about["pair_id"], about["side"], about["group"],
-            token_strings(rendered["text"], rendered["start"], rendered["end"], shown),
-            tuple(float(values[t]) for t in shown), tuple(bool(scoring[t]) for t in shown), q,
-        )  # fmt: skip
-
-
-def token_strings(text: str, starts: list[int], ends: list[int], tokens: list[int]) -> tuple[str, ...]:
-    """The piece of `text` each token stands for, with the white space before it; no character comes twice."""
-    pieces, last, before = [], 0, -2
-    for t in tokens:
-        if t != before + 1:
-            last = max(last, starts[t])  # special tokens were left out here, and their text with them
-        before, end = t, max(ends[t], last)
-        pieces.append(text[last:end])
-        last = end
-    return tuple(pieces)
 
 
 def text_scores(scan: Scan, features: FeatureSet) -> dict[str, float]:
@@ -232,10 +211,3 @@ def text_scores(scan: Scan, features: FeatureSet) -> dict[str, float]:
             weights[f.latent] = f.sign
         g = g + scan.pooled(sae_id, "mean") @ weights
     return dict(zip(scan.texts["text_id"].to_pylist(), g.tolist(), strict=True))
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as e:
-        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e

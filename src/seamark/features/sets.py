@@ -100,13 +100,13 @@ class FeatureSet(BaseModel):
         checked: FeatureSet = FeatureSet(features=tuple(features), provenance={**self.provenance, "steps": steps})
         return checked
 
-    def to_json(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write the set, whole or not at all."""
         write_json(Path(path), self)
 
     @classmethod
-    def from_json(cls, path: str | PathLike[str]) -> FeatureSet:
-        """Read what `to_json` wrote; `FormatError` on anything else."""
+    def load(cls, path: str | PathLike[str]) -> FeatureSet:
+        """Read what `save` wrote; `FormatError` on anything else."""
         try:
             return cls.model_validate(read_json(Path(path)))
         except ValidationError as e:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -85,23 +87,36 @@ class TokenShards:
         index: dict[str, NDArray[np.int64]] = load_arrays(self.folder / INDEX)
         return index
 
-    def read(self, row: int, sae_id: str) -> tuple[StoredPositions, Firings]:
-        """Stored positions of text `row`, and what fires there (none for a text without stored positions)."""
-        shard, start, end = (int(self._index[key][row]) for key in ("shard", "start", "end"))
+    def positions(self, row: int) -> StoredPositions:
+        """Stored positions of text `row`; none for a text where nothing was read."""
+        shard, start, end = self._place(row)
         if shard < 0:
-            nothing = StoredPositions(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
-            return nothing, Firings(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+            return StoredPositions(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.uint8))
+        names = ("text", "position", "flags")
+        return StoredPositions(*self._slices(shard, dict.fromkeys(names, (start, end))))
+
+    def read(self, row: int, sae_id: str) -> tuple[StoredPositions, Firings]:
+        """Stored positions of text `row`, and what fires there."""
+        shard, start, end = self._place(row)
+        if shard < 0:
+            nothing = Firings(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+            return self.positions(row), nothing
+        (bounds,) = self._slices(shard, {f"bounds/{sae_id}": (start, end + 1)})
+        inside = int(bounds[0]), int(bounds[-1])
+        latent, value = self._slices(shard, {f"latent/{sae_id}": inside, f"value/{sae_id}": inside})
+        return self.positions(row), Firings(bounds - inside[0], latent, value)
+
+    def _place(self, row: int) -> tuple[int, int, int]:
+        shard, start, end = (int(self._index[key][row]) for key in ("shard", "start", "end"))
+        return shard, start, end
+
+    def _slices(self, shard: int, wanted: Mapping[str, tuple[int, int]]) -> list[Any]:
         path = self.folder / f"{shard:05d}.safetensors"
         try:
             with safe_open(path, framework="numpy") as f:
-                stored = StoredPositions(*(f.get_slice(n)[start:end] for n in ("text", "position", "flags")))
-                bounds = f.get_slice(f"bounds/{sae_id}")[start : end + 1]
-                low, high = int(bounds[0]), int(bounds[-1])
-                latent = f.get_slice(f"latent/{sae_id}")[low:high]
-                value = f.get_slice(f"value/{sae_id}")[low:high]
+                return [f.get_slice(name)[start:end] for name, (start, end) in wanted.items()]
         except (SafetensorError, OSError) as e:
             raise FormatError(f"damaged shard ({e})", where=str(path), fix="Scan again") from e
-        return stored, Firings(bounds - low, latent, value)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
@@ -111,3 +126,11 @@ def load_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
     except (SafetensorError, OSError) as e:
         raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e
     return arrays
+
+
+def read_table(path: Path) -> pa.Table:
+    """A Parquet table; `FormatError` where it is missing or damaged."""
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as e:
+        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e

@@ -33,7 +33,8 @@ class HookedModel:
     """
 
     def __init__(self, hf: nn.Module, tokenizer: Any, name: str) -> None:
-        self.hf, self.tokenizer, self.name = hf, tokenizer, name
+        self.hf: Any = hf
+        self.tokenizer, self.name = tokenizer, name
         self.batch: Batch | None = None
         """The batch being read now, for functions applied at hookpoints."""
         self.batch_of_call: Batch | None = None
@@ -42,7 +43,8 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        device: torch.device = next(self.hf.parameters()).device
+        return device
 
     @property
     def config(self) -> Any:
@@ -91,7 +93,7 @@ class HookedModel:
         for key, value in sorted(self.hf.state_dict().items()):
             if isinstance(value, Tensor):
                 h.update(f"{key}|{value.dtype}|{tuple(value.shape)}".encode())
-                h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                h.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return h.hexdigest()
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:

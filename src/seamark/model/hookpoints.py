@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -82,10 +82,14 @@ def three_quarter_depth(n_blocks: int) -> str:
 
 def backbone(model: nn.Module) -> nn.Module:
     """The model without its head and without a PEFT wrapper."""
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
-    base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
+    inner = _without_peft(model)
+    base = getattr(inner, "base_model", inner)
+    return base if isinstance(base, nn.Module) else inner
+
+
+def _without_peft(model: Any) -> nn.Module:
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner
 
 
 def _child(module: nn.Module, path: str) -> nn.Module | None:
@@ -139,6 +143,12 @@ def resolve(model: nn.Module, hookpoint: str) -> nn.Module:
     return module
 
 
+def head_modules(model: nn.Module) -> list[nn.Module]:
+    """What lies outside the backbone: the classifier or the language-model head."""
+    inner, base = _without_peft(model), backbone(model)
+    return [m for m in inner.children() if m is not base] if inner is not base else []
+
+
 def modules_after_blocks(model: nn.Module) -> list[nn.Module]:
     """What runs after the last block: the final norm or pooler, and the head. In registration order."""
     base = backbone(model)
@@ -146,5 +156,4 @@ def modules_after_blocks(model: nn.Module) -> list[nn.Module]:
     children = dict(base.named_children())
     names = list(children)
     inner = [children[n] for n in names[names.index(family.blocks.split(".")[0]) + 1 :]]
-    head = [m for m in model.children() if m is not base] if model is not base else []
-    return inner + head
+    return inner + head_modules(model)

@@ -253,7 +253,7 @@ def _head_weights(hf: nn.Module) -> dict[str, nn.Parameter]:
     return {k: p for k, p in hf.named_parameters() if id(p) not in inside}
 
 
-def _fill_missing(hf: nn.Module, missing: list[str], name: str, *, expect_head: bool) -> None:
+def _fill_missing(hf: Any, missing: list[str], name: str, *, expect_head: bool) -> None:
     """Draw the head afresh (normal, the model's own initial spread; bias 0), in a fixed order of weights.
 
     Other weights transformers has drawn already, from the same seed: only an encoder's pooler may be among

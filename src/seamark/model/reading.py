@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from seamark.errors import ModelError
 from seamark.model.batching import Batch
 from seamark.model.hookpoints import resolve
-from seamark.model.precision import Precision, autocast
+from seamark.model.precision import Precision, autocast, exact_head
 
 if TYPE_CHECKING:
     from seamark.model.hooked import HookedModel
@@ -54,7 +54,7 @@ def _evaluating(hf: nn.Module, precision: Precision) -> Iterator[None]:
     hf.eval()
     device = next(hf.parameters()).device.type
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision), exact_head(hf):
             yield
     finally:
         hf.train(was_training)

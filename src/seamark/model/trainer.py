@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from trl import RewardConfig, RewardTrainer
 from seamark.errors import ModelError
 from seamark.model.loading import RewardModel
 from seamark.model.order import TokenPair
+from seamark.model.precision import exact_head
 from seamark.model.pretrained import quiet
 from seamark.run import disk_errors, progress, write_atomic
 
@@ -96,14 +98,16 @@ def _last_checkpoint(folder: Path | None) -> str | None:
     return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
 
 
-def _arguments(config: RewardTraining, n_steps: int, precision: str, on_cpu: bool, folder: Path | None) -> Any:
+def _arguments(
+    config: RewardTraining, n_steps: int, precision: str, on_cpu: bool, folder: Path | None, scratch: str
+) -> Any:
     saving: dict[str, Any] = {"save_strategy": "no"}
     if folder is not None:
         saving = {"save_strategy": "steps", "save_steps": config.checkpoint_steps, "save_total_limit": 2}
     with warnings.catch_warnings():  # the name of gradient_checkpointing differs between transformers releases
         warnings.simplefilter("ignore", FutureWarning)
         return RewardConfig(
-            output_dir=str(folder or "unused"),  # nothing is written there without checkpoints
+            output_dir=str(folder or scratch),  # made even if nothing is written
             **saving,
             max_steps=n_steps,
             per_device_train_batch_size=config.batch_size // config.accumulate,
@@ -165,10 +169,12 @@ def run_trainer(
         disk_errors(folder or Path(".")),
         _deterministic(model.device.type),
         _forward_kept(model.hf),
+        exact_head(model.hf),
+        tempfile.TemporaryDirectory() as scratch,
     ):
         trainer = _Trainer(
             model=model.hf,
-            args=_arguments(config, n_steps, precision, model.device.type == "cpu", folder),
+            args=_arguments(config, n_steps, precision, model.device.type == "cpu", folder, scratch),
             train_dataset=data,
             processing_class=model.tokenizer,
             callbacks=[_Watch(advance)],

@@ -33,7 +33,9 @@ def _there(path: Path | None) -> Path:
     return path
 
 
-def _pair(pair: PreferencePair, scan: Scan, features: FeatureSet, score: float, margin: float | None) -> rd.SuspiciousPair:
+def _pair(
+    pair: PreferencePair, scan: Scan, features: FeatureSet, score: float, margin: float | None
+) -> rd.SuspiciousPair:
     sides = [scan.token_scores(f"{pair.id}:{side}", features) for side in ("chosen", "rejected")]
     unit = max((abs(v) for side in sides for v in side.values), default=0.0)
     texts = [rd.TokenText(tokens=s.tokens, values=s.values, unit=unit or None) for s in sides]
@@ -52,7 +54,13 @@ def _against(pair_id: str, scan: Scan, features: FeatureSet) -> tuple[rd.Against
         parts.append((f, f.sign * float(pooled[chosen, f.latent] - pooled[rejected, f.latent])))
     order = np.argsort([p for _, p in parts], kind="stable")[:AGAINST]
     return tuple(
-        rd.Against(sae=parts[i][0].sae, latent=parts[i][0].latent, sign=parts[i][0].sign, share=parts[i][1], why=parts[i][0].why)
+        rd.Against(
+            sae=parts[i][0].sae,
+            latent=parts[i][0].latent,
+            sign=parts[i][0].sign,
+            share=parts[i][1],
+            why=parts[i][0].why,
+        )
         for i in order
         if parts[i][1] < 0
     )

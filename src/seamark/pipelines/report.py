@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seamark.audit import report_data as rd
-from seamark.audit.experiment import RESULT, Experiment
+from seamark.audit.experiment import Experiment
 from seamark.audit.scores import PairScores
 from seamark.features import Context, FeatureSet, Scan
 from seamark.pipelines import stages
@@ -27,7 +26,9 @@ MEASURES = {"lost": "{} lost", "kept": "{} kept"}
 WEAK_JUDGE = 0.7
 
 
-def report_data(done: Done, found: Mapping[str, Any], poison: Experiment | None, denoise: Experiment | None) -> rd.ReportData:
+def report_data(
+    done: Done, found: Mapping[str, Any], poison: Experiment | None, denoise: Experiment | None
+) -> rd.ReportData:
     """Everything the report shows.
 
     Args:
@@ -75,7 +76,6 @@ def _run_info(done: Done) -> rd.RunInfo:
     manifest = read_json(done.data / MANIFEST)
     scan = Scan.open(there(done.clean.scan) / stages.SCAN)
     config = scan.manifest["sae_configs"][stages.SAE_ID]
-    date = datetime.datetime.fromtimestamp((done.data / MANIFEST).stat().st_mtime, datetime.UTC).date().isoformat()
     facts = (
         rd.Fact(name="Retrainings", value=str(sum(len(c) for c in done.cells.values()))),
         rd.Fact(name="Positions", value=f"{recipe.scan.positions} of the {recipe.scan.scope}"),
@@ -84,7 +84,7 @@ def _run_info(done: Done) -> rd.RunInfo:
     )
     return rd.RunInfo(
         recipe=recipe.name, model=recipe.model, hookpoint=config["hookpoint"],
-        sae=f"TopK, {config['d_sae']} latents, k {config['k']}", seeds=tuple(recipe.seeds), date=date, facts=facts,
+        sae=f"TopK, {config['d_sae']} latents, k {config['k']}", seeds=tuple(recipe.seeds), date=manifest["created"][:10], facts=facts,
         versions=manifest["versions"],
     )  # fmt: skip
 
@@ -172,7 +172,7 @@ def _features(done: Done, found: Mapping[str, Any]) -> rd.FeatureTable:
         rows.append(rd.FeatureRow(
             sae=f["sae"], latent=f["latent"], sign=f["sign"], score=f["score"], rating=f["rating"],
             rating_method=f["rating_method"], why=f["why"], effect=effect,
-            contexts=tuple(_context(c, places[c.text_id]) for c in contexts),
+            contexts=tuple(_context(c, places[c.text_id], f["sign"]) for c in contexts),
         ))  # fmt: skip
     provenance = FeatureSet.load(there(done.clean.features) / stages.FEATURES).provenance
     part = done.recipe.features
@@ -184,10 +184,9 @@ def _features(done: Done, found: Mapping[str, Any]) -> rd.FeatureTable:
     return rd.FeatureTable(features=tuple(rows), selection=selection)
 
 
-def _context(context: Context, label: str) -> rd.Context:
-    text = rd.TokenText(
-        tokens=context.tokens, values=tuple(float(a) for a in context.activations), unit=context.q or None
-    )
+def _context(context: Context, label: str, sign: int) -> rd.Context:
+    values = tuple(sign * float(a) for a in context.activations)
+    text = rd.TokenText(tokens=context.tokens, values=values, unit=context.q or None)
     return rd.Context(text=text, label=label)
 
 
@@ -293,7 +292,9 @@ def _notes(found: Mapping[str, Any], target: str) -> tuple[str, ...]:
     for g, accuracy in found["reward"]["accuracy"].items():
         words = found["reward"]["bag_of_words"].get(g)
         if accuracy < WEAK_JUDGE:
-            notes.append(f"The reward model is a weak judge of {g} pairs ({100 * accuracy:.1f} %): read its tables with care.")
+            notes.append(
+                f"The reward model is a weak judge of {g} pairs ({100 * accuracy:.1f} %): read its tables with care."
+            )
         if words is not None and accuracy - words < 0.03:
             notes.append(f"On {g} pairs a bag-of-words classifier is within 3 points of the reward model or above it: "
                          "these labels can be told from vocabulary alone.")  # fmt: skip

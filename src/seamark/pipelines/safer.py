@@ -27,6 +27,7 @@ from seamark.model import resolve_name
 from seamark.pipelines import stages
 from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
 from seamark.run import Run, Stage, Workers, file_digest, say
+from seamark.text import demo_pairs
 from seamark.text.pairs import Pairs
 
 _WORKER_GIB = 1.5
@@ -79,8 +80,10 @@ class SaferRun:
         worlds = self._look_into(data, worlds)
         clean = worlds[0]
         effects = self.run.stage(self._effects_stage(data, clean), self.workers)
-        poisoned = self._experiment("poison", self.recipe.poison, data, {s: clean for s in self.recipe.seeds}, clean_cells)
-        by_seed = {w.seed: w for w in worlds[1:]} or {s: clean for s in self.recipe.seeds}
+        poisoned = self._experiment(
+            "poison", self.recipe.poison, data, dict.fromkeys(self.recipe.seeds, clean), clean_cells
+        )
+        by_seed = {w.seed: w for w in worlds[1:]} or dict.fromkeys(self.recipe.seeds, clean)
         denoised = self._experiment("denoise", self.recipe.denoise, data, by_seed, clean_cells)
         return Done(self.recipe, self.run.root, data, clean, effects, {w.seed: w for w in worlds[1:]},
                     {"poison": poisoned, "denoise": denoised}, clean_cells, self.run.timings)  # fmt: skip
@@ -88,6 +91,8 @@ class SaferRun:
     def _data_stage(self) -> Stage:
         part = self.recipe.data
         files = {f: file_digest(Path(f)) for group in part.pairs.values() for f in group if Path(f).exists()}
+        if not part.pairs:
+            files = {"demo": demo_pairs().fingerprint()}
         return Stage("data", stages.prepare_data, {
             "pairs": part.pairs, "test_share": part.test_share, "split_seed": part.split_seed,
             "max_pairs": part.max_pairs, "target": self.recipe.target, "digests": files,

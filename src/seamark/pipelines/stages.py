@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from seamark.errors import DataError
 from seamark.explain.ratings import statistical_ratings
 from seamark.features import (
     Contrast,
-    Feature,
     FeatureSet,
     SAETraining,
     Scan,
@@ -28,7 +26,15 @@ from seamark.model import HookedModel, RewardModel
 from seamark.pipelines.recipe import SAEPart
 from seamark.run import write_json
 from seamark.sae import SparseAutoencoder
-from seamark.text import ReadOptions, bag_of_words_accuracy, demo_pairs, longer_wins, read_pairs, read_texts, write_rejected
+from seamark.text import (
+    ReadOptions,
+    bag_of_words_accuracy,
+    demo_pairs,
+    longer_wins,
+    read_pairs,
+    read_texts,
+    write_rejected,
+)
 from seamark.text.pairs import Pairs, hash_unit
 from seamark.text.rendering import Rendered
 
@@ -108,7 +114,7 @@ def fit_sae(
     config = SAETraining(**part.model_dump(exclude={"stages"}))
     trained = train_sae(model, texts, config, part.stages)
     trained.sae.save_pretrained(folder / SAE)
-    write_json(folder / "quality.json", {"quality": asdict(trained.quality) if trained.quality else None,
+    write_json(folder / "quality.json", {"quality": trained.quality,
                                          "stages": trained.stages})  # fmt: skip
 
 
@@ -128,7 +134,9 @@ def choose_features(
     top = scores.top(candidates)
     others = [g for g in found.groups if g != target]
     ratings = {r.latent: r for r in statistical_ratings(found, SAE_ID, top.latents(SAE_ID), target, others)}
-    rated = [f.model_copy(update={"rating": ratings[f.latent].rating, "why": ratings[f.latent].why}) for f in top.features]
+    rated = [
+        f.model_copy(update={"rating": ratings[f.latent].rating, "why": ratings[f.latent].why}) for f in top.features
+    ]
     kept = [f for f in rated if f.rating is not None and f.rating >= min_rating][:count]
     if not kept:
         best = max((f.rating or 0 for f in rated), default=0)
@@ -178,4 +186,13 @@ def method_scores(method: str, features: Path, train: Pairs, seed: int) -> PairS
     return score_pairs(method=method, pairs=train, seed=seed)
 
 
-__all__ = ["Feature", "add_noise", "choose_features", "fit_sae", "measure_effects", "method_scores", "prepare_data", "scan_pairs"]
+__all__ = [
+    "Feature",
+    "add_noise",
+    "choose_features",
+    "fit_sae",
+    "measure_effects",
+    "method_scores",
+    "prepare_data",
+    "scan_pairs",
+]

@@ -13,6 +13,7 @@ computed twice. Timings lie apart (`timings.json`), never in what is compared.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import shutil
 import time
@@ -195,6 +196,7 @@ class Run:
         manifest = {
             "schema_version": SCHEMA, "key": key, **stage.identity(), "choices": choices, "versions": versions(),
             "outputs": outputs, "digest": digest(outputs), "seconds": round(seconds, 3),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         write_json(folder / MANIFEST, manifest)
         (folder / _KEY).unlink(missing_ok=True)

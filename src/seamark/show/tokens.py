@@ -41,11 +41,12 @@ def highlight(
     values: Sequence[float],
     *,
     unit: float | None = 1.0,
+    unit_name: str = "Q",
     ends: Sequence[int] | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> Markup:
     """Tokens as safe HTML, shaded by value / unit. See `token_view` for the arguments."""
-    view = token_view(tokens, values, unit=unit, ends=ends, max_tokens=max_tokens)
+    view = token_view(tokens, values, unit=unit, unit_name=unit_name, ends=ends, max_tokens=max_tokens)
     return render_part("tokens.html", view=view)
 
 
@@ -54,6 +55,7 @@ def token_view(
     values: Sequence[float],
     *,
     unit: float | None = 1.0,
+    unit_name: str = "Q",
     ends: Sequence[int] | None = None,
     max_tokens: int = MAX_TOKENS,
 ) -> TokenView:
@@ -63,6 +65,7 @@ def token_view(
         tokens: pieces of text, in order [n].
         values: one per token [n]: positive speaks for the label's being safe, negative against; 0 is not shaded.
         unit: the value of full shade, Q_f for activations; None (too few firings): the text's own maximum.
+        unit_name: what the unit is called in titles ("0.50 of Q").
         ends: where values were read at clause ends only, those token positions: each clause takes its end's shade.
         max_tokens: texts with more are shown as a window around their strongest token.
     """
@@ -75,7 +78,7 @@ def token_view(
     first, last = _window(shown, max_tokens)
     spans: list[Span] = []
     for token, value in zip(tokens[first:last], shown[first:last], strict=True):
-        span = _span(cut(token, MAX_TOKEN_CHARS), value, full, unit)
+        span = _span(cut(token, MAX_TOKEN_CHARS), value, full, unit_name if unit else "")
         spans = _merged(spans, span)
     return TokenView(tuple(spans), first, len(tokens) - last)
 
@@ -99,11 +102,11 @@ def _window(values: Sequence[float], size: int) -> tuple[int, int]:
     return first, first + size
 
 
-def _span(token: Cut, value: float, full: float, unit: float | None) -> Span:
+def _span(token: Cut, value: float, full: float, unit_name: str) -> Span:
     if value == 0.0 or full == 0.0:
         return Span(token.text, token.left_out, 0.0, "", "")
     level = min(1.0, abs(value) / full)
-    share = f"{number(abs(value) / full, 2)} of Q" if unit else "Q not available"
+    share = f"{number(abs(value) / full, 2)} of {unit_name}" if unit_name else "Q not available"
     tone = "for" if value > 0 else "against"
     return Span(token.text, token.left_out, round(level, 2), tone, f"{signed(value)} ({share})")
 

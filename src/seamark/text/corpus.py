@@ -7,9 +7,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from seamark.errors import DataError
-from seamark.text.files import PathLike, RawRow, read_lines, read_rows
+from seamark.text.files import PathLike, RawRow, column_names, read_lines, read_rows
 from seamark.text.pairs import RejectedRow
 from seamark.text.rows import BadRowError, check_text
 
@@ -24,7 +25,11 @@ class Corpus(Sequence[tuple[str, str]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | tuple[tuple[str, str], ...]:
         return self.items[index]
 
 
@@ -32,8 +37,8 @@ def read_texts(sources: PathLike | Sequence[PathLike], *, column: str = "text", 
     """Texts of one source or several, each once.
 
     A `.txt` file (or .txt.gz) gives its paragraphs, which blank lines divide; every other source is what `read_rows`
-    reads, with the text in `column`. An id is a row's own where it is text, a whole number, and unique; else it is a
-    hash of the text.
+    reads, with the text in `column`. An id is a row's own where it is text or a whole number, and unique; else it
+    is a hash of the text.
 
     Raises:
         DataError: a source that is missing, empty, unreadable, lacks the column or has no usable text.
@@ -52,8 +57,8 @@ def read_texts(sources: PathLike | Sequence[PathLike], *, column: str = "text", 
             if reason:
                 rejected.append(RejectedRow(str(source), row.number, reason))
         if columns and column not in columns:
-            names = ", ".join(sorted(c[:60] for c in columns)[:30])
-            raise DataError(f"no column {column}; found {names}", where=str(source), fix="Name the column of texts")
+            what = f"no column {column}; found {column_names(columns)}"
+            raise DataError(what, where=str(source), fix="Name the column of texts")
         if len(found) == before:
             raise DataError("no usable text", where=str(source))
     return Corpus(tuple(found.items()), tuple(rejected))

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,14 @@ def _reader_for(path: Path) -> Callable[[Path], Iterator[RawRow]] | None:
         inner = Path(path.stem).suffix.lower()
         return None if inner == ".parquet" else _READERS.get(inner)
     return _READERS.get(suffix)
+
+
+def column_names(found: Iterable[str]) -> str:
+    """Columns for a message. What is no short name may be a row taken for the header, and is not shown."""
+    names = sorted(set(found))
+    shown = [c for c in names if len(c) <= 40 and len(c.split()) <= 3 and c.isprintable() and c.strip()][:30]
+    hidden = len(names) - len(shown)
+    return ", ".join(shown + [f"{hidden} not shown"] * bool(hidden))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str | None, str]]:

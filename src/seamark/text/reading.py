@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from seamark.errors import DataError
-from seamark.text.files import PathLike, read_rows
+from seamark.text.files import PathLike, column_names, read_rows
 from seamark.text.pairs import Pairs, PreferencePair, RejectedRow, content_id, hash_unit
 from seamark.text.rows import ALIASES, BadRowError, column_of, parse_row
 
@@ -182,10 +182,9 @@ def _missing_columns(file: str, found: set[str], named: Mapping[str, str]) -> Da
     wanted = {"chosen": ALIASES["chosen"][0], "rejected": ALIASES["rejected"][0], **named}
     has = dict.fromkeys(found)
     missing = [c for name, c in wanted.items() if column_of(has, name, named) is None]
-    names = ", ".join(sorted(c[:60] for c in found)[:30])
     lacking = f"no column {', '.join(missing)}" if missing else "no row has all of the columns needed"
     fix = "Name the file's own columns with ReadOptions(columns={'chosen': ..., 'rejected': ...})"
-    return DataError(f"{lacking}; found {names}", where=file, fix=fix)
+    return DataError(f"{lacking}; found {column_names(found)}", where=file, fix=fix)
 
 
 def _no_usable_row(file: str, reasons: Counter[str]) -> DataError:

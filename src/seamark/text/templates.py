@@ -41,7 +41,7 @@ _PINNED_DIRECTIVES = {
 _PIN_CLOCK = (
     "{%- macro strftime_now(format) -%}{{- format"
     + "".join(f" | replace({k!r}, {v!r})" for k, v in _PINNED_DIRECTIVES.items())
-    + " -}}{%- endmacro -%}"
+    + " -}}{%- endmacro %}"
 )
 _PRIVATE = [chr(c) for c in range(0x10FF00, 0x10FFFE)]
 

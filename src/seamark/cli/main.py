@@ -1,0 +1,42 @@
+"""The table of commands and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from seamark.cli import audits, models, recipes
+from seamark.errors import SeamarkError
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": recipes.demo,
+    "run": recipes.run,
+    "reward train": models.reward_train,
+    "reward eval": models.reward_eval,
+    "sae train": models.sae_train,
+    "scan run": models.scan_run,
+    "scan info": models.scan_info,
+    "contrast": models.contrast,
+    "audit score": audits.score,
+    "audit poison": audits.poison,
+    "audit denoise": audits.denoise,
+    "audit undo": audits.undo,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 2 for an error the user can mend (one line on stderr), 130 when interrupted."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=args
+        )
+    except SeamarkError as e:
+        sys.stderr.write(" ".join(f"seamark: {e}".split()) + "\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("seamark: interrupted; run the same command again to go on\n")
+        return 130
+    return 0
