@@ -6,6 +6,8 @@ anything else is a bug in Seamark and shows its traceback.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SeamarkError(Exception):
     """A problem the user can mend.
@@ -20,9 +22,17 @@ class SeamarkError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors come back from worker processes; the default would call the class with three positional arguments.
+        return _rebuild, (type(self), self.what, self.where, self.fix)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}. {self.fix}" if self.fix else text
+
+
+def _rebuild(kind: type[SeamarkError], what: str, where: str, fix: str) -> SeamarkError:
+    return kind(what, where=where, fix=fix)
 
 
 class DataError(SeamarkError):

@@ -47,12 +47,18 @@ def bootstrap_matrix(values: Floats, clusters: NDArray[np.int64], *, draws: int 
     """Mean of a [seeds, n] matrix, resampling seeds and clusters (columns grouped by prompt) together.
 
     A two-way bootstrap: every draw picks seeds with replacement and prompts with replacement, so the interval
-    holds both the doubt of training and that of the test prompts.
+    holds both the doubt of training and that of the test prompts. Codes of clusters may have gaps.
     """
     n_seeds, n = values.shape
     if n == 0 or n_seeds == 0:
         return Estimate.not_available("no items")
+    if n_bad := int((~np.isfinite(values)).any(axis=0).sum()):
+        return Estimate.not_available(f"{n_bad} of {n} values are no finite numbers", n)
+    # A code that nobody has would be drawn as a prompt without rows, and count as 0.
+    clusters = np.unique(clusters, return_inverse=True)[1]
     n_clusters = int(clusters.max()) + 1
+    if n_clusters == 1 and n_seeds == 1:
+        return Estimate(value=float(values.mean()), n=n, reason="no interval: all items belong to one prompt")
     sums = np.stack([np.bincount(clusters, weights=row, minlength=n_clusters) for row in values])
     sizes = np.bincount(clusters, minlength=n_clusters).astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -60,7 +66,7 @@ def bootstrap_matrix(values: Floats, clusters: NDArray[np.int64], *, draws: int 
     for i in range(draws):
         weight = np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
         rows = rng.integers(0, n_seeds, n_seeds)
-        means[i] = (sums[rows] @ weight).mean() / max(float(sizes @ weight), 1.0)
+        means[i] = (sums[rows] @ weight).mean() / float(sizes @ weight)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(value=float(values.mean()), low=float(low), high=float(high), n=n)
 
@@ -68,13 +74,15 @@ def bootstrap_matrix(values: Floats, clusters: NDArray[np.int64], *, draws: int 
 def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float | None], n: int, *, draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Percentile interval of any `statistic(row_indices) -> float`; draws where it is undefined are left out."""
+    """Percentile interval of any `statistic(row_indices) -> float`; draws where it is None or NaN are left out."""
+    if n == 0:
+        return Estimate.not_available("no items")
     value = statistic(np.arange(n))
-    if value is None:
+    if value is None or not np.isfinite(value):
         return Estimate.not_available("undefined on the full sample", n)
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(0, n, n)) for _ in range(draws)]
-    kept = [d for d in drawn if d is not None]
+    kept = [d for d in drawn if d is not None and np.isfinite(d)]
     if len(kept) < draws // 2:
         return Estimate(value=value, n=n, reason="interval undefined: too few valid resamples")
     low, high = np.quantile(kept, [0.025, 0.975])

@@ -129,7 +129,8 @@ def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> No
     found = Scan.open(scan)
     manifest = found.manifest
     result = {"scan": str(scan), "groups": manifest["groups"], "n_pairs": manifest["n_pairs"],
-              "saes": manifest["sae_configs"], "config": manifest["config"], "model": manifest["model_name"]}  # fmt: skip
+              "saes": manifest["sae_configs"], "config": manifest["config"],
+              "model": manifest["model_name"]}  # fmt: skip
     rows = [("model", manifest["model_name"]), *((f"{g} pairs", str(n)) for g, n in manifest["groups"].items())]
     rows += [(f"SAE {name}", f"{c['hookpoint']}, {c['d_sae']} latents, k {c['k']}")
              for name, c in manifest["sae_configs"].items()]  # fmt: skip

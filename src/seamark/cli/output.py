@@ -1,4 +1,4 @@
-"""What a command leaves behind: a table for people, or the result object alone on stdout; `result.json` in its folder."""
+"""What a command leaves behind: a table, or the result alone as JSON on stdout; `result.json` in its folder."""
 
 from __future__ import annotations
 

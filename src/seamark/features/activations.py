@@ -11,6 +11,7 @@ from torch import Tensor
 from seamark.features.gather import Positions, gather
 from seamark.model.batching import plan_batches
 from seamark.model.loading import HookedModel
+from seamark.model.precision import Precision
 from seamark.run import progress
 from seamark.text.rendering import Rendered
 
@@ -31,11 +32,13 @@ class ActivationStream:
     def __init__(
         self, model: HookedModel, texts: Sequence[Rendered], positions: Sequence[Positions], hookpoint: str, *,
         epochs: int = 1, batch_tokens: int = 8192, buffer_tokens: int = 1 << 18, seed: int = 0,
+        precision: Precision = "fp32",
     ) -> None:  # fmt: skip
         kept = [i for i, p in enumerate(positions) if len(p)]
         self.model, self.hookpoint = model, hookpoint
         self.texts, self.positions = [texts[i] for i in kept], [positions[i] for i in kept]
         self.epochs, self.batch_tokens, self.seed = epochs, batch_tokens, seed
+        self.precision: Precision = precision
         self.buffer_tokens = max(buffer_tokens, 2)
         self.per_epoch = sum(len(p) for p in self.positions)
         self._cache: Tensor | None = None
@@ -75,7 +78,8 @@ class ActivationStream:
                 yield self._cache[part]
 
     def _read(self, rows: Sequence[int]) -> Tensor:
-        got = gather(self.model, self.texts, rows, [self.positions[r] for r in rows], [self.hookpoint])
+        got = gather(self.model, self.texts, rows, [self.positions[r] for r in rows], [self.hookpoint],
+                     precision=self.precision)  # fmt: skip
         return got.activations[self.hookpoint].cpu()
 
     def _shuffled_plan(self, epoch: int) -> list[list[int]]:

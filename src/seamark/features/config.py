@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from seamark.model.precision import Precision
+
 
 class ScanConfig(BaseModel):
     """Which positions are read and what is kept of them.
@@ -31,6 +33,8 @@ class ScanConfig(BaseModel):
     """Padded tokens in a batch. Moves no result by more than rounding."""
     rewards: bool = True
     """Also keep the reward of every text: runs the model to its head, in the same pass."""
+    precision: Precision = "fp32"
+    """Number format of the model's pass; latents are float32. "auto": bf16 where the machine is fast at it."""
     keep_tokens: Literal["auto", "always", "never"] = "auto"
     """Whether latents of single tokens are kept; `auto`: if they surely take less than 4 GiB."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from seamark.errors import DataError
 from seamark.model.batching import collate
 from seamark.model.loading import HookedModel
+from seamark.model.precision import Precision
 from seamark.model.reading import read
 from seamark.text.rendering import Rendered
 
@@ -42,6 +43,7 @@ def gather(
     hookpoints: Sequence[str],
     *,
     with_rewards: bool = False,
+    precision: Precision = "fp32",
     pad_to: int | None = None,
 ) -> Gathered:
     """Read texts `rows` in one batch, and of their activations keep `positions` only.
@@ -54,12 +56,13 @@ def gather(
         hookpoints: where to read.
         with_rewards: run to the head.
         pad_to: pad to at least this length.
+        precision: number format of the model's pass; what is gathered is float32.
 
     Raises:
         DataError: NaN or infinite activations or rewards, naming hookpoint and text.
     """
     batch = collate(texts, int(model.config.pad_token_id), pad_to, rows)
-    reading = read(model, batch, hookpoints, with_output=with_rewards)
+    reading = read(model, batch, hookpoints, with_output=with_rewards, precision=precision)
     counts = np.asarray([len(p) for p in positions])
     at_B = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
     at_T = torch.from_numpy(np.concatenate([*positions, np.empty(0, np.int32)]).astype(np.int64))

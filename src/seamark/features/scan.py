@@ -29,6 +29,7 @@ from seamark.features.reading import FORMAT_VERSION, MANIFEST, Scan
 from seamark.features.shards import ShardWriter
 from seamark.model.batching import plan_batches
 from seamark.model.loading import HookedModel
+from seamark.model.precision import resolve_precision
 from seamark.run import digest, disk_errors, progress, read_json, versions, write_atomic, write_json
 from seamark.sae import SparseAutoencoder
 from seamark.text.pairs import Pairs
@@ -84,7 +85,7 @@ def scan(
         _read_all(model, suite, corpus, config, partial, keep)
         manifest = about | {
             "key": key, "model_name": public_name(model), "batch_tokens": config.batch_tokens,
-            "choices": {"keep_tokens": keep}, "versions": versions(), "n_pairs": len(pairs),
+            "choices": {"keep_tokens": keep, "precision": resolve_precision(config.precision, model.device.type)}, "versions": versions(), "n_pairs": len(pairs),
             "groups": {g: len(pairs.group(g)) for g in pairs.groups},
             "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
         }  # fmt: skip
@@ -169,7 +170,8 @@ def _read_all(
     with progress("Scan", len(corpus.texts), "texts") as advance:
         for rows in plan:
             chosen = [corpus.positions[r] for r in rows]
-            got = gather(model, corpus.texts, rows, chosen, hookpoints, with_rewards=config.rewards)
+            got = gather(model, corpus.texts, rows, chosen, hookpoints, with_rewards=config.rewards,
+                         precision=config.precision)  # fmt: skip
             if got.rewards is not None:
                 rewards[rows] = got.rewards
             stored = _stored(corpus, rows)

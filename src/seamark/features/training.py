@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -13,6 +13,7 @@ from seamark.errors import ConfigError, DataError
 from seamark.features.activations import ActivationStream
 from seamark.features.gather import public_name
 from seamark.model.loading import HookedModel
+from seamark.model.precision import Precision
 from seamark.run import progress
 from seamark.sae import FitConfig, FitLog, Quality, SAEConfig, SparseAutoencoder, fit, quality, sae_config
 from seamark.text.pairs import hash_unit
@@ -69,6 +70,8 @@ class SAETraining(BaseModel):
     """Positions held in memory (2 GiB at width 2,048): an epoch that fits is read once, a larger one every epoch."""
     batch_tokens: int = Field(default=8192, gt=0)
     """Padded tokens in a batch of the model."""
+    precision: Precision = "fp32"
+    """Number format of the model's pass; the autoencoder learns in float32. "auto": bf16 where the machine is fast."""
     held_out: float = Field(default=0.05, ge=0, lt=1)
     """Share of texts kept for measuring quality, chosen by hash of their pair (or text) id."""
     clip: float | None = Field(default=1.0, gt=0)
@@ -86,8 +89,8 @@ class TrainedSAE:
     sae: SparseAutoencoder
     quality: Quality | None
     """On held-out texts, at the last stage's positions; None: no text could be held out."""
-    stages: tuple[dict[str, float | str | None], ...]
-    """For each stage: name, positions seen, first and last loss, held-out FVU."""
+    stages: tuple[dict[str, Any], ...]
+    """For each stage: name, positions seen, first and last loss, held-out quality."""
     log: tuple[FitLog, ...]
 
 
@@ -119,7 +122,7 @@ def train_sae(
         raise ConfigError("no stage to train", where="train_sae")
     sae: SparseAutoencoder | None = None
     measured: Quality | None = None
-    reports: list[dict[str, float | str | None]] = []
+    reports: list[dict[str, Any]] = []
     log: list[FitLog] = []
     for i, stage in enumerate(stages):
         train, held_out = _split(_texts_of(texts, stage), config)
@@ -133,7 +136,7 @@ def train_sae(
         log += losses
         reports.append({
             "name": stage.name, "positions": stream.total, "first_loss": losses[0].loss, "last_loss": losses[-1].loss,
-            "fvu": measured.fvu if measured else None,
+            "quality": measured.model_dump() if measured else None,
         })  # fmt: skip
     if sae is None:
         raise ConfigError("no stage to train", where="train_sae")
@@ -168,7 +171,7 @@ def _stream(
     chosen = [positions(t, stage.positions, stage.rule, stage.scope) for t in texts]
     return ActivationStream(
         model, texts, chosen, hookpoint, epochs=epochs, batch_tokens=config.batch_tokens,
-        buffer_tokens=config.buffer_tokens, seed=seed,
+        buffer_tokens=config.buffer_tokens, seed=seed, precision=config.precision,
     )  # fmt: skip
 
 

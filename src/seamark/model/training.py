@@ -19,6 +19,7 @@ from seamark.model.hookpoints import find_family, modules_after_blocks
 from seamark.model.loading import Attention, RewardModel
 from seamark.model.order import TokenPair, training_order
 from seamark.model.precision import Precision, resolve_precision
+from seamark.model.skipping import BlockCache
 from seamark.model.trainer import global_state_kept, run_trainer
 from seamark.run import digest, disk_errors, write_atomic, write_json
 from seamark.text.pairs import Pairs
@@ -99,6 +100,7 @@ def train_reward_model(
     out: Path | None = None,
     *,
     checkpoints: Path | None = None,
+    lower: BlockCache | None = None,
     progress: bool = True,
     title: str = "reward model",
 ) -> tuple[RewardModel, TrainingReport]:
@@ -117,6 +119,7 @@ def train_reward_model(
         checkpoints: folder for checkpoints (with `config.checkpoint_steps`); `out/.checkpoints` if absent.
             It is removed at the end; one that belongs to other data or another config is thrown away at the
             start.
+        lower: what the frozen lower blocks give for these texts, read once for many trainings.
         progress: show progress on stderr.
         title: what to call the training there.
 
@@ -137,7 +140,8 @@ def train_reward_model(
         order = training_order(rows, config.epochs, config.batch_size, config.seed)
         precision = resolve_precision(config.precision, model.device.type)
         folder = _checkpoint_folder(model, order, config, precision, out, checkpoints)
-        with trainable_part(model.hf, config.trainable_blocks) as n_trainable:
+        skipping = _skipping(model, lower, config)
+        with trainable_part(model.hf, config.trainable_blocks) as n_trainable, skipping:
             log = run_trainer(model, order, config, precision, folder, title if progress else None)
     report = TrainingReport(
         steps=len(log.losses), losses=tuple(log.losses), accuracies=tuple(log.accuracies), n_pairs=len(rows),
@@ -152,6 +156,18 @@ def train_reward_model(
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return model, report
+
+
+def _skipping(
+    model: RewardModel, lower: BlockCache | None, config: RewardTraining
+) -> contextlib.AbstractContextManager[None]:
+    if lower is None:
+        return contextlib.nullcontext()
+    frozen = len(find_family(model.hf)[1]) - (config.trainable_blocks or 0)
+    if config.trainable_blocks is None or lower.n_blocks > frozen:
+        raise ConfigError(f"{lower.n_blocks} blocks are to be skipped, but training changes some of them",
+                          fix="Set trainable_blocks so that the cached blocks stay frozen")  # fmt: skip
+    return lower.skipping(model)
 
 
 def _tokenise(model: RewardModel, pairs: Pairs, config: RewardTraining) -> tuple[list[TokenPair], int, list[str]]:

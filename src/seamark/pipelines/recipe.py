@@ -23,14 +23,14 @@ class DataPart(_Part):
     """Which pairs, and how they are split."""
 
     pairs: dict[str, list[str]] = Field(default_factory=dict)
-    """Files by group, e.g. {safety: [pairs.jsonl], chat: [hub/name]}. Empty: the authored demo pairs with their own split."""
+    """Files by group, e.g. {safety: [pairs.jsonl], chat: [hub/name]}. Empty: the authored demo pairs."""
     test_share: float = Field(0.25, gt=0, lt=1)
     """Share of prompts held out for evaluation (split by prompt hash)."""
     split_seed: int = 0
     max_pairs: int | None = Field(None, ge=10)
     """At most this many pairs a group, picked by a hash of their ids. None: all."""
     general_text: str | None = None
-    """Plain texts for the SAE's first stage (JSONL with `text`, .txt, Parquet or a hub name). None: the pairs' texts."""
+    """Texts of the SAE's first stage (JSONL with `text`, .txt, Parquet or a hub name). None: those of the pairs."""
 
 
 class SAEPart(SAETraining):
@@ -61,7 +61,7 @@ class ExperimentPart(_Part):
     methods: list[str] = Field(default_factory=lambda: ["safer", "random", "margin"])
     rates: list[float] = Field(default_factory=list)
     """Shares of the target group (fractions). Empty: the experiment is not run."""
-    noise: float = Field(0.0, ge=0, lt=0.5)
+    noise: float = Field(default=0.0, ge=0, lt=0.5)
     """Denoising only: share of the target group whose labels are flipped at random first. 0: the data as they are."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from seamark.audit import report_data as rd
+from seamark.audit.editing import edit_count
 from seamark.audit.experiment import Experiment
 from seamark.audit.scores import PairScores
 from seamark.features import Context, FeatureSet, Scan
@@ -22,7 +23,6 @@ from seamark.text.pairs import Pairs
 
 CONTEXTS = 5
 BINS = 40
-MEASURES = {"lost": "{} lost", "kept": "{} kept"}
 WEAK_JUDGE = 0.7
 
 
@@ -84,8 +84,8 @@ def _run_info(done: Done) -> rd.RunInfo:
     )
     return rd.RunInfo(
         recipe=recipe.name, model=recipe.model, hookpoint=config["hookpoint"],
-        sae=f"TopK, {config['d_sae']} latents, k {config['k']}", seeds=tuple(recipe.seeds), date=manifest["created"][:10], facts=facts,
-        versions=manifest["versions"],
+        sae=f"TopK, {config['d_sae']} latents, k {config['k']}", seeds=tuple(recipe.seeds),
+        date=manifest["created"][:10], facts=facts, versions=manifest["versions"],
     )  # fmt: skip
 
 
@@ -96,13 +96,11 @@ def there(path: Path | None) -> Path:
 
 def _data(found: Mapping[str, Any], done: Done) -> rd.DataSummary:
     reasons = found["data"]["reject_reasons"]
-    by_group = found["data"]["rejected_by_group"]
     truncated = _truncated(done)
     return rd.DataSummary(
         groups=tuple(
             rd.GroupSummary(
-                group=g, read=v["pairs"] + by_group.get(g, {}).get("rejected", 0),
-                rejected=by_group.get(g, {}).get("rejected", 0), duplicates=by_group.get(g, {}).get("duplicates", 0),
+                group=g, read=v["pairs"] + v["rejected"], rejected=v["rejected"], duplicates=v["duplicates"],
                 train=v["train"], test=v["test"], truncated=truncated.get(g),
             )
             for g, v in found["data"]["groups"].items()
@@ -210,8 +208,10 @@ def _experiment(
     if e is None:
         return rd.Missing(missing="the recipe names no rates, so it was not run")
     target = done.recipe.target
-    recovered = {(r["method"], r["rate"]): Estimate.model_validate({k: r[k] for k in ("value", "low", "high", "n", "reason")})
-                 for r in (found or {}).get("recovery", [])}  # fmt: skip
+    recovered = {
+        (r["method"], r["rate"]): Estimate.model_validate({k: r[k] for k in Estimate.model_fields})
+        for r in (found or {}).get("recovery", [])
+    }
     others = [g for g in e.groups if g != target]
     size = len(Pairs.from_jsonl(done.data / stages.TRAIN).group(target))
     rows = []
@@ -223,15 +223,13 @@ def _experiment(
             measures[f"{g} kept"] = e.kept(method, rate, g) if edited else Estimate.not_available("unedited")
         if recovered:
             measures["recovery"] = recovered.get((method, rate), Estimate.not_available("unedited"))
-        from seamark.audit.editing import edit_count
-
         rows.append(ResultRow(method=method, rate=rate if edited else None,
                               n_edited=edit_count(rate, size) if edited else None, measures=measures))  # fmt: skip
     intro = {
         "poison": f"Labels of {target} pairs are flipped, those with the highest score first; {len(e.seeds)} seeds.",
         "denoise": f"{target} pairs are removed, those with the lowest score first; {len(e.seeds)} seeds."
-        + (f" Before that, {100 * done.recipe.denoise.noise:g} % of them got a wrong label at random, and reward model, "
-           "SAE and features were found from the noisy data." if done.noisy else ""),
+        + (f" Before that, {100 * done.recipe.denoise.noise:g} % of them got a wrong label at random, and reward "
+           "model, SAE and features were found from the noisy data." if done.noisy else ""),
     }[kind]  # fmt: skip
     return rd.Experiment(kind=kind, intro=intro, rows=tuple(rows), plotted=tuple(e.groups))
 
@@ -270,7 +268,8 @@ def _failure_signs(poison: Experiment | None, target: str, rate: float) -> rd.Ch
             e = poison.lost("safer", rate, g)
             checks.append(rd.Check(
                 name=f"{g} lost", rule="at most 10 points", value=e, unit="points",
-                holds=None if e.value is None else e.value <= 0.10, note=f"More means that the features overlap with {g}.",
+                holds=None if e.value is None else e.value <= 0.10,
+                note=f"More means that the features overlap with {g}.",
             ))  # fmt: skip
     return rd.Checks(intro="Failure signs named by the paper.", checks=tuple(checks))
 
@@ -284,8 +283,8 @@ def _costs(done: Done) -> rd.Costs:
 
 def _notes(found: Mapping[str, Any], target: str) -> tuple[str, ...]:
     notes = [
-        "Safety ratings are statistical: how far a feature tells the target group's texts from the others'. No language "
-        "model was asked.",
+        "Safety ratings are statistical: how far a feature tells the target group's texts from the others'. No "
+        "language model was asked.",
         "A contrastive score is a correlation with the label. The direct effect is an intervention: the mean change of "
         "the reward when the feature is raised by its own top activation on every response position.",
     ]

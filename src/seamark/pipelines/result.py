@@ -34,7 +34,7 @@ def write_result(done: Done, run: Run) -> dict[str, Any]:
     report, result_file = run.root / "report.html", run.root / "result.json"
     current = read_json(result_file) if result_file.exists() else {}
     if not (run.built or not report.exists() or digest({k: v for k, v in current.items() if k != "stages"}) != key):
-        return current  # type: ignore[no-any-return]
+        return current
     with run.measure("report"):
         write_report(report_data(done, found, poison, denoise), report)
     result = found | {"stages": run.timings}
@@ -70,7 +70,7 @@ def collect(done: Done, poison: Experiment | None, denoise: Experiment | None) -
         "detection": _detection(done),
         "recovery": _recovery(done, denoise),
     }
-    return to_jsonable(result)  # type: ignore[no-any-return]
+    return to_jsonable(result)
 
 
 def there(path: Path | None) -> Path:
@@ -99,7 +99,7 @@ def _rows(experiment: Experiment | None) -> list[dict[str, Any]]:
 def _effects(done: Done, poison: Experiment | None) -> dict[str, Any]:
     """D at the highest poisoning rate (SAFER against random), and against every other method and rate."""
     if poison is None:
-        return to_jsonable(_named("D", Estimate.not_available("the poisoning experiment was not run")))  # type: ignore[no-any-return]
+        return to_jsonable(_named("D", Estimate.not_available("the poisoning experiment was not run")))
     rates = done.recipe.poison.rates
     main = poison.effect(max(rates))
     others = [m for m in done.recipe.poison.methods if m != "safer"]

@@ -194,9 +194,10 @@ class SaferRun:
                 for rate in part.rates:
                     cell = Cell(method=method, rate=rate, seed=seed)
                     edit = (poison if kind == "poison" else denoise)(train, scores, rate, self.recipe.target, seed)
-                    which = "flipped" if kind == "poison" else "removed"
+                    ids = sorted(edit.manifest.edited_ids)
+                    flipped, removed = (ids, []) if kind == "poison" else ([], ids)
                     planned[cell] = self._retrain_stage(
-                        f"{kind}/{cell.name}", world.data, data, seed, **{which: sorted(edit.manifest.edited_ids)}
+                        f"{kind}/{cell.name}", world.data, data, seed, flipped=flipped, removed=removed
                     )
         made = self.run.stages(kind, list(planned.values()), self.workers)
         return done | {cell: made[s.name] for cell, s in planned.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from seamark.text import (
     read_texts,
     write_rejected,
 )
+from seamark.text.files import describe_source
 from seamark.text.pairs import Pairs, hash_unit
 from seamark.text.rendering import Rendered
 
@@ -66,19 +68,25 @@ def prepare_data(
     train.to_jsonl(folder / TRAIN)
     test.to_jsonl(folder / TEST)
     write_rejected(found, folder / "rejected.jsonl")
-    reasons: dict[str, int] = {}
-    for row in found.rejected:
-        kind = row.reason.split(" of row ")[0]
-        reasons[kind] = reasons.get(kind, 0) + 1
+    reasons = Counter(row.reason.split(" of row ")[0] for row in found.rejected)
+    group_of = {describe_source(f): g for g, files in pairs.items() for f in files}
+    lost = Counter(group_of.get(row.file, "") for row in found.rejected)
+    twice = Counter(group_of.get(row.file, "") for row in found.rejected if row.reason.startswith("duplicate"))
     write_json(
         folder / SUMMARY,
         {
             "groups": {
-                g: {"pairs": len(found.group(g)), "train": len(train.group(g)), "test": len(test.group(g))}
+                g: {
+                    "pairs": len(found.group(g)),
+                    "train": len(train.group(g)),
+                    "test": len(test.group(g)),
+                    "rejected": lost[g],
+                    "duplicates": twice[g],
+                }
                 for g in found.groups
             },
             "rejected": len(found.rejected),
-            "reject_reasons": reasons,
+            "reject_reasons": dict(sorted(reasons.items())),
             "bag_of_words": bag_of_words_accuracy(train, test),
             "longer_wins": longer_wins(test),
         },
@@ -187,7 +195,6 @@ def method_scores(method: str, features: Path, train: Pairs, seed: int) -> PairS
 
 
 __all__ = [
-    "Feature",
     "add_noise",
     "choose_features",
     "fit_sae",

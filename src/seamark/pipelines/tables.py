@@ -27,9 +27,10 @@ def result_tables(result: Mapping[str, Any], target: str) -> Iterator[Table]:
             yield rich_result_table(title, rows)
     effect = result["effect"]
     if effect.get("D") is not None:
-        yield rich_table("Effect D: target accuracy lost by SAFER's flips minus that lost by random flips", ("rate", "D", "95 % interval"), [
-            (_percent(effect["rate"]), f"{100 * effect['D']:+.1f} points", f"{100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}")
-        ])  # fmt: skip
+        title = f"Effect D: {target} accuracy lost by SAFER's flips minus that lost by random flips"
+        interval = f"{100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}"
+        row = (_percent(effect["rate"]), f"{100 * effect['D']:+.1f} points", interval)
+        yield rich_table(title, ("rate", "D", "95 % interval"), [row])
 
 
 def _row(row: Mapping[str, Any]) -> ResultRow:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -15,7 +17,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from seamark.errors import RunError
+from seamark.errors import RunError, SeamarkError
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "Free some space and run again"),
+    errno.EDQUOT: ("the disk quota is used up", "Free some space and run again"),
+    errno.EROFS: ("the file system is read-only", "Choose another --out"),
+    errno.EACCES: ("no permission to read or write", "Choose another --out"),
+    errno.EPERM: ("no permission to write", "Choose another --out"),
+    errno.EFBIG: ("a file grew past the allowed size", "Raise the limit (ulimit -f) or choose another disk"),
+}
+# Not every writer raises an OSError with its number: safetensors and tokenizers name it in the text; NumPy and
+# torch.save only say that fewer bytes went out than should have.
+_NUMBER = re.compile(r"\((?:os error|errno) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+_CUT_SHORT = re.compile(
+    r"^\d+ requested and \d+ written$|inline_container.*(?:unexpected pos|fail.* writ)|iostream error"
+)
 
 
 def to_jsonable(value: Any) -> Any:
@@ -70,7 +87,19 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. Raises ValueError on NaN and inf: use null with a reason."""
-    write_atomic(path, json.dumps(to_jsonable(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    data = to_jsonable(value)
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    if not _is_utf8(text):  # half a surrogate pair has no UTF-8; escaped, it comes back as it was
+        text = json.dumps(data, indent=1, allow_nan=False)
+    write_atomic(path, text + "\n")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:
@@ -79,34 +108,44 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError("file not found", where=str(path)) from None
+    except OSError as e:
+        raise RunError(f"cannot be read ({e.strerror})", where=str(path)) from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise RunError(f"not readable as JSON ({e})", where=str(path), fix="Delete it and run again") from e
 
 
 @contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's storage errors into one clear `RunError`."""
+    """Turn storage errors (full disk, quota, read-only, too large), of any library, into one clear `RunError`."""
     try:
         yield
-    except OSError as e:
-        reasons = {
-            errno.ENOSPC: ("the disk is full", "Free some space and run again"),
-            errno.EDQUOT: ("the disk quota is used up", "Free some space and run again"),
-            errno.EROFS: ("the file system is read-only", "Choose another --out"),
-            errno.EACCES: ("no permission to write", "Choose another --out"),
-            errno.EFBIG: (
-                "a file grew past the allowed size",
-                "Raise the limit (ulimit -f) or choose another disk",
-            ),
-        }
-        if e.errno not in reasons:
+    except SeamarkError:
+        raise
+    except Exception as e:
+        what, fix = _storage_problem(e)
+        if not what:
             raise
-        what, fix = reasons[e.errno]
-        raise RunError(what, where=str(e.filename or where), fix=fix) from e
+        raise RunError(what, where=str(getattr(e, "filename", None) or where), fix=fix) from e
+
+
+def _storage_problem(e: Exception) -> tuple[str, str]:
+    """What is wrong with the disk and what to do about it; empty where the error is about something else."""
+    text = str(e)
+    number = e.errno if isinstance(e, OSError) else None
+    if number is None and (named := _NUMBER.search(text)):
+        number = int(named[1] or named[2])
+    if number is None and _CUT_SHORT.search(text):
+        return "a file could not be written whole: the disk is most likely full", "Free some space and run again"
+    return _REASONS.get(number or 0, ("", ""))
 
 
 def versions() -> dict[str, str]:
     """Versions of Seamark and of the packages that decide its numbers."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     names = (
         "seamark",
         "torch",

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seamark.errors import RunError
 from seamark.run.files import digest, disk_errors, file_digest, read_json, versions, write_atomic, write_json
@@ -30,6 +30,8 @@ from seamark.run.workers import Workers
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _KEY = ".key"
+_STALE = ".stale"
+"""Results that were replaced, on their way out; emptied at the next start if a run was cut in between."""
 
 Build = Callable[..., Mapping[str, Any] | None]
 
@@ -39,8 +41,8 @@ class Stage:
     """One step of a run: `build(folder, **inputs, **arguments)` writes its files into `folder`.
 
     `folder` survives an interruption when the key is unchanged, so `build` may go on from checkpoints it finds there.
-    Names starting with a dot are scratch: removed when the stage is whole. What `build` returns are the choices it
-    made by measurement; they go into the manifest.
+    Names starting with a dot are scratch, at any depth: removed when the stage is whole. What `build` returns are the
+    choices it made by measurement; they go into the manifest.
     """
 
     name: str
@@ -76,17 +78,12 @@ class Run:
         self.timings: dict[str, dict[str, float]] = {}
         self.built: list[str] = []
         self.skipped: list[str] = []
-        with disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            self._lock = (root / ".lock").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError("another process is working in this run folder", where=str(root),
-                           fix="Wait for it, stop it, or choose another --out") from None  # fmt: skip
+        self._lock = _lock(root)
+        shutil.rmtree(root / _STALE, ignore_errors=True)
+        for half in root.glob(".*.tmp"):  # a file that a killed process was writing
+            half.unlink(missing_ok=True)
         if (root / "timings.json").exists():
-            with contextlib.suppress(RunError):
-                self.timings = read_json(root / "timings.json")
+            self.timings = {k: v for k, v in _dict(root / "timings.json").items() if isinstance(v, dict)}
 
     def close(self) -> None:
         """Release the folder. Safe to call twice."""
@@ -107,8 +104,8 @@ class Run:
 
         Their time and memory are recorded together under `title`.
         """
-        keys = {s.name: s.key() for s in stages}
-        todo = [s for s in stages if not self._is_done(self.root / s.name, keys[s.name])]
+        identities = {s.name: s.identity() for s in stages}
+        todo = [s for s in stages if not self._is_done(self.root / s.name, digest(identities[s.name]))]
         done = [s.name for s in stages if s not in todo]
         self.skipped += done
         if not todo:
@@ -117,24 +114,27 @@ class Run:
             earlier = f" ({len(done)} of {len(stages)} done before)" if done else ""
             say(f"▸ {title}{earlier}")
             with disk_errors(self.root):
-                self._build(title, stages, todo, keys, workers or Workers())
+                self._build(title, stages, todo, identities, workers or Workers())
         return {s.name: self.root / s.name for s in stages}
 
     @contextlib.contextmanager
     def measure(self, title: str) -> Iterator[None]:
         """Record time and memory of work that is no stage of its own, under `title`."""
         start = time.monotonic()
-        with RssMeter() as rss, disk_errors(self.root):
-            yield
-        self.timings[title] = {"seconds": round(time.monotonic() - start, 3), "peak_rss_mb": round(rss.peak_mb, 1)}
-        write_json(self.root / "timings.json", self.timings)
+        with disk_errors(self.root):
+            with RssMeter() as rss:
+                yield
+            seconds = time.monotonic() - start
+            self.timings[title] = {"seconds": round(seconds, 3), "peak_rss_mb": round(rss.peak_mb, 1)}
+            write_json(self.root / "timings.json", self.timings)
 
     def _build(
-        self, title: str, stages: Sequence[Stage], todo: Sequence[Stage], keys: Mapping[str, str], workers: Workers
-    ) -> None:
+        self, title: str, stages: Sequence[Stage], todo: Sequence[Stage], identities: Mapping[str, dict[str, Any]],
+        workers: Workers,
+    ) -> None:  # fmt: skip
         by_build: dict[Build, list[Stage]] = {}
         for s in todo:
-            self._prepare(self._partial(s), keys[s.name])
+            self._prepare(self._partial(s), digest(identities[s.name]))
             by_build.setdefault(s.build, []).append(s)
         start = time.monotonic()
         shown = progress(title, len(stages), "stages") if len(stages) > 1 else contextlib.nullcontext(lambda _: None)
@@ -144,7 +144,7 @@ class Run:
                 tasks = {s.name: {"folder": self._partial(s), **s.inputs, **s.arguments} for s in group}
                 named = {s.name: s for s in group}
                 for name, outcome in workers.run(build, tasks):
-                    self._finish(named[name], keys[name], outcome.value or {}, outcome.seconds)
+                    self._finish(named[name], identities[name], outcome.value or {}, outcome.seconds)
                     advance(1)
         self._note_time(title, stages, todo, time.monotonic() - start, rss.peak_mb, workers)
 
@@ -158,7 +158,7 @@ class Run:
         workers: Workers,
     ) -> None:
         """Wall-clock seconds; stages finished in an earlier attempt count with their own time shared by the workers."""
-        earlier = [read_json(self.root / s.name / MANIFEST).get("seconds", 0.0) for s in stages if s not in todo]
+        earlier = [_dict(self.root / s.name / MANIFEST).get("seconds", 0.0) for s in stages if s not in todo]
         total = seconds + sum(earlier) / min(workers.count, max(1, len(stages)))
         before = self.timings.get(title, {}).get("peak_rss_mb", 0.0) if earlier else 0.0
         self.timings[title] = {"seconds": round(total, 3), "peak_rss_mb": round(max(peak_mb, before), 1)}
@@ -170,53 +170,92 @@ class Run:
 
     @staticmethod
     def _is_done(final: Path, key: str) -> bool:
-        if not (final / MANIFEST).exists():
-            return False
-        with contextlib.suppress(RunError):
-            return bool(read_json(final / MANIFEST).get("key") == key)
-        return False
+        """Whether a whole result for this key is there: its manifest can be read and no file of it is missing."""
+        manifest = _dict(final / MANIFEST)
+        outputs = manifest.get("outputs")
+        return manifest.get("key") == key and isinstance(outputs, dict) and all((final / f).exists() for f in outputs)
 
     @staticmethod
     def _prepare(partial: Path, key: str) -> None:
         """Keep an interrupted stage's folder if it was for the same key, else start clean."""
         key_file = partial / _KEY
         if partial.exists() and not (key_file.exists() and key_file.read_text() == key):
+            key_file.unlink(missing_ok=True)  # first, lest a cut here leave half a folder with a valid key
             shutil.rmtree(partial)
         if not partial.exists():
             partial.mkdir(parents=True)
             write_atomic(key_file, key)
 
-    def _finish(self, stage: Stage, key: str, choices: Mapping[str, Any], seconds: float) -> None:
+    def _finish(
+        self, stage: Stage, identity: Mapping[str, Any], choices: Mapping[str, Any], seconds: float
+    ) -> None:  # fmt: skip
         folder, final = self._partial(stage), self.root / stage.name
-        for scratch in folder.glob(".*"):
-            if scratch.name != _KEY:  # the key goes last, so that a cut here still resumes
-                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+        for scratch in list(folder.rglob(".*")):  # at any depth: a kill may have left half a file anywhere
+            if scratch.is_dir() and not scratch.is_symlink():
+                shutil.rmtree(scratch)
+            elif scratch != folder / _KEY:  # the key goes last, so that a cut here still resumes
+                scratch.unlink(missing_ok=True)
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p not in (folder / MANIFEST, folder / _KEY))
         outputs = {str(p.relative_to(folder)): file_digest(p) for p in files}
         manifest = {
-            "schema_version": SCHEMA, "key": key, **stage.identity(), "choices": choices, "versions": versions(),
+            "schema_version": SCHEMA, "key": digest(identity), **identity, "choices": choices, "versions": versions(),
             "outputs": outputs, "digest": digest(outputs), "seconds": round(seconds, 3),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         write_json(folder / MANIFEST, manifest)
         (folder / _KEY).unlink(missing_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
-        stale = final.with_name(f".{final.name}.stale")
-        if stale.exists():
-            shutil.rmtree(stale)
         if final.exists():
+            stale = self.root / _STALE / folder.name
+            stale.parent.mkdir(exist_ok=True)
+            shutil.rmtree(stale, ignore_errors=True)
             final.rename(stale)
         folder.rename(final)
-        shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(self.root / _STALE, ignore_errors=True)
         self.built.append(stage.name)
 
 
 def result_digest(path: Path) -> str:
-    """Digest of a finished stage (as recorded in its manifest) or of any other file or folder (its bytes)."""
-    if (path / MANIFEST).exists():
-        recorded = read_json(path / MANIFEST).get("digest")
-        if isinstance(recorded, str):
-            return recorded
+    """Digest of a finished stage (as recorded in its manifest) or of any other file or folder (its bytes).
+
+    Raises:
+        RunError: not there, or not readable.
+    """
     if not path.exists():
         raise RunError("input not found", where=str(path))
-    return file_digest(path)
+    manifest = _dict(path / MANIFEST)
+    # A folder of the user's own may hold a manifest.json too: only one that agrees with itself is a stage's.
+    if isinstance(manifest.get("digest"), str) and manifest["digest"] == digest(manifest.get("outputs")):
+        return str(manifest["digest"])
+    try:
+        return file_digest(path)
+    except OSError as e:
+        raise RunError(f"input cannot be read ({e.strerror})", where=str(e.filename or path)) from e
+
+
+def _dict(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none or it is broken."""
+    with contextlib.suppress(RunError):
+        data = read_json(path)
+        return data if isinstance(data, dict) else {}
+    return {}
+
+
+def _lock(root: Path) -> TextIO:
+    """Make the run folder and hold it for this process until the file is closed (or the process dies)."""
+    try:
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = (root / ".lock").open("a")
+    except (FileExistsError, NotADirectoryError) as e:
+        raise RunError("a file is where the run folder should be", where=str(root), fix="Choose another --out") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        lock.close()
+        if not isinstance(e, BlockingIOError):
+            raise RunError(f"the run folder cannot be locked ({e.strerror})", where=str(root),
+                           fix="Choose an --out on a local disk") from e  # fmt: skip
+        raise RunError("another process is working in this run folder", where=str(root),
+                       fix="Wait for it, stop it, or choose another --out") from None  # fmt: skip
+    return lock

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 _console = Console(stderr=True, highlight=False)
+_silent = False
 
 
 class RssMeter:
@@ -33,9 +34,10 @@ class RssMeter:
     def sample(self) -> None:
         me = psutil.Process()
         total = me.memory_info().rss
-        for child in me.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                total += child.memory_info().rss
+        with contextlib.suppress(psutil.Error):
+            for child in me.children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+                    total += child.memory_info().rss
         self.peak_mb = max(self.peak_mb, total / 2**20)
 
     def _watch(self) -> None:
@@ -53,9 +55,18 @@ class RssMeter:
         self.sample()
 
 
+def be_silent() -> None:
+    """Show no progress from this process: workers side by side would draw over each other and over their parent."""
+    global _silent
+    _silent = True
+
+
 @contextlib.contextmanager
 def progress(title: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr with rate and time left; yields `advance(n)`. Plain lines where there is no terminal."""
+    if _silent:
+        yield lambda _: None
+        return
     if not _console.is_terminal:
         yield _line_progress(title, total, unit)
         return
@@ -84,11 +95,11 @@ def _line_progress(title: str, total: int | None, unit: str) -> Callable[[int], 
         last = now
         rate = done / (now - start)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
-        _console.print(f"  {title}: {done:,}{f'/{total:,}' if total else ''} {unit} ({rate:,.1f}/s{left})")
+        say(f"  {title}: {done:,}{f'/{total:,}' if total else ''} {unit} ({rate:,.1f}/s{left})")
 
     return advance
 
 
 def say(text: str) -> None:
     """One line for the person watching, on stderr."""
-    _console.print(text, markup=False)
+    _console.print(text, markup=False, soft_wrap=True)

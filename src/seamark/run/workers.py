@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
 import threading
 import time
@@ -14,7 +18,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from seamark.errors import RunError
+from seamark.run.watch import be_silent
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -42,8 +49,8 @@ class Workers:
         """Call `call(**arguments)` (a top-level function) for every task; yields (name, outcome) as they finish.
 
         Raises:
-            RunError: a worker was killed (out of memory, most likely).
-            Exception: whatever the call raised; the other workers are stopped.
+            RunError: a worker was killed (out of memory, most likely), or workers cannot start here.
+            Exception: whatever the call raised; the other workers are stopped. What had finished was yielded before.
         """
         if self.count == 1 or (self._pool is None and len(tasks) == 1 and self.threads > 1):
             yield from self._run_here(call, tasks)
@@ -59,7 +66,10 @@ class Workers:
         torch.set_num_threads(self.threads)
         try:
             for name, task in tasks.items():
-                yield name, _timed(call, dict(task))
+                # NumPy's products differ in the last bits with their threads; chatter stays off stdout, as in a worker.
+                with threadpool_limits(self.threads), contextlib.redirect_stdout(sys.stderr):
+                    outcome = _timed(call, dict(task))
+                yield name, outcome
         finally:
             torch.set_num_threads(before)
 
@@ -68,11 +78,11 @@ class Workers:
     ) -> Iterator[tuple[str, Outcome]]:
         try:
             pool = self._pool or self._start()
-            names: dict[Future[Outcome], str] = {pool.submit(_timed, call, dict(t)): n for n, t in tasks.items()}
+            names: dict[Future[Outcome], str] = {pool.submit(_carried, call, dict(t)): n for n, t in tasks.items()}
             waiting = set(names)
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in sorted(done, key=lambda f: f.exception() is not None):  # whole ones first: they are kept
                     yield names[future], future.result()
         except BrokenProcessPool as e:
             self.close()
@@ -88,11 +98,18 @@ class Workers:
                 self.count,
                 multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
-                initargs=(self.threads, os.getpid()),
+                initargs=(self.threads, os.getpid(), threading.current_thread() is threading.main_thread()),
             )
             # Processes start with the first calls: start them all now, while the environment is theirs.
-            for ready in [self._pool.submit(time.sleep, 0.01) for _ in range(self.count)]:
-                ready.result()
+            try:
+                for ready in [self._pool.submit(time.sleep, 0.01) for _ in range(self.count)]:
+                    ready.result()
+            except BrokenProcessPool as e:
+                self.close()
+                raise RunError(
+                    "the worker processes could not start",
+                    fix='In a script, call Seamark below `if __name__ == "__main__":`; or use one worker',
+                ) from e
         return self._pool
 
     def close(self) -> None:
@@ -106,6 +123,9 @@ class Workers:
             process.terminate()
         for process in processes:
             process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
     def __enter__(self) -> Workers:
         return self
@@ -128,16 +148,29 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start_worker(threads: int, parent: int) -> None:
+def _start_worker(threads: int, parent: int, from_main_thread: bool) -> None:
+    _die_with(parent, from_main_thread)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops its workers, without a word
     import torch
 
     torch.set_num_threads(threads)
     sys.stdout = sys.stderr  # results of a command go to stdout; a library's chatter must not
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    be_silent()
 
 
-def _die_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed run leaves no worker behind that writes into its folder."""
+def _die_with(parent: int, from_main_thread: bool) -> None:
+    """End this process when its parent is gone: a killed run leaves no worker behind that writes into its folder.
+
+    Linux does it at once, but takes the end of the *thread* that started the process for the parent's: so it is
+    asked only where that was the main thread. A watching thread does it everywhere else.
+    """
+    if from_main_thread and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.25)
     os._exit(1)
@@ -145,5 +178,30 @@ def _die_with(parent: int) -> None:
 
 def _timed(call: Callable[..., Any], task: dict[str, Any]) -> Outcome:
     start = time.monotonic()
-    value = call(**task)
+    try:
+        value = call(**task)
+    finally:
+        _give_back_memory()
     return Outcome(value, time.monotonic() - start)
+
+
+def _carried(call: Callable[..., Any], task: dict[str, Any]) -> Outcome:
+    """`_timed` in a worker: an exception that would not survive the way back is replaced by its text.
+
+    The pool takes an answer it cannot unpack for a dead worker, and would blame the memory.
+    """
+    try:
+        return _timed(call, task)
+    except Exception as e:
+        try:
+            pickle.loads(pickle.dumps(e))  # noqa: S301 - made here, a line ago
+        except Exception:
+            raise RuntimeError(f"{type(e).__module__}.{type(e).__qualname__}: {e}") from None
+        raise
+
+
+def _give_back_memory() -> None:
+    """Return freed memory to the system: glibc would keep a training's peak through everything that follows."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
