@@ -7,6 +7,7 @@ the last one counts.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from seamark.errors import DataError
-from seamark.model import RewardTraining, evaluate, train_reward_model
+from seamark.model import BlockCache, RewardTraining, evaluate, train_reward_model
 from seamark.model.precision import resolve_precision
 from seamark.run import read_json, write_json
 from seamark.stats import Estimate, Floats, bootstrap_matrix, cluster_codes
@@ -27,6 +28,8 @@ RESULT = "retrained.json"
 MODEL = "model"
 _KEEPS_MEANING = 0.65
 _NOISE_COST = 0.03
+_BATCH_TOKENS = 4096
+"""Padded tokens in a batch of the evaluation: several retrainings share the machine's memory."""
 
 
 def retrain(
@@ -39,6 +42,7 @@ def retrain(
     flipped: Sequence[str] = (),
     removed: Sequence[str] = (),
     keep_model: bool = False,
+    lower: Path | None = None,
 ) -> dict[str, Any]:
     """A stage: train a reward model on edited pairs and note its margin on every test pair.
 
@@ -51,20 +55,26 @@ def retrain(
         flipped: ids whose labels are swapped.
         removed: ids left out.
         keep_model: write the model too.
+        lower: a saved `BlockCache` of the blocks that stay frozen.
     """
     config = RewardTraining(**training)
     pairs, held_out = Pairs.from_jsonl(train), Pairs.from_jsonl(test)
     edited = _apply(pairs, frozenset(flipped), frozenset(removed))
+    cache = BlockCache.load(lower) if lower else None
     model, report = train_reward_model(
         base,
         edited,
         config,
         folder / MODEL if keep_model else None,
         checkpoints=folder / ".checkpoints",
+        lower=cache,
         progress=False,
     )
     precision = resolve_precision(config.precision, model.device.type)
-    measured = evaluate(model, held_out, max_length=config.max_length, precision=precision)
+    with cache.skipping(model) if cache else contextlib.nullcontext():
+        measured = evaluate(
+            model, held_out, max_length=config.max_length, batch_tokens=_BATCH_TOKENS, precision=precision
+        )
     result: dict[str, Any] = {
         "margins": dict(zip(measured.ids, map(float, measured.margins), strict=True)),
         "training": report.model_dump(exclude={"seconds", "losses", "accuracies", "dropped_ids"}),

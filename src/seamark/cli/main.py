@@ -29,9 +29,17 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 2 for an error the user can mend (one line on stderr), 130 when interrupted."""
+    words = list(sys.argv[1:] if args is None else args)
+    if " ".join(words[:2]) in COMMANDS:  # groups and verbs are two words
+        words[:2] = [" ".join(words[:2])]
+    elif words and (verbs := [c for c in COMMANDS if c.startswith(f"{words[0]} ")]):
+        known = [w for w in words[1:2] if not w.startswith("-")]
+        sys.stderr.write(f"seamark: {words[0]} {known[0]!r} is unknown. " if known else "")
+        sys.stderr.write(f"Commands: {', '.join(f'seamark {v}' for v in verbs)}\n")
+        return 2 if known or len(words) == 1 else 0
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=args
+            COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=words
         )
     except SeamarkError as e:
         sys.stderr.write(" ".join(f"seamark: {e}".split()) + "\n")

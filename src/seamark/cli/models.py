@@ -113,7 +113,8 @@ def scan_run(common: Shared, model: str, sae: Many, out: Path, pairs: Many = ())
     recipe = the_recipe(common)
     named = [item.partition("=")[::2] if "=" in item else (Path(item).name or "sae", item) for item in sae]
     suite = {name: SparseAutoencoder.from_pretrained(path) for name, path in named}
-    scan(RewardModel.from_pretrained(model), suite, the_pairs(recipe, pairs), out, config=recipe.scan)
+    config = recipe.scan.model_copy(update={"max_length": recipe.scan.max_length or recipe.reward.max_length})
+    scan(RewardModel.from_pretrained(model), suite, the_pairs(recipe, pairs), out, config=config)
     scan_info(common, out)
 
 

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from seamark.cli.options import Common, Many, parse_pairs, recipe_folder, the_recipe
+from seamark.errors import ConfigError
 
 
 def demo(
@@ -45,6 +46,8 @@ def run(
         out: run folder.
         workers: processes side by side.
     """
+    if common.config is not None:
+        raise ConfigError("give the recipe once", where="--config", fix="Write: seamark run recipe.yaml")
     files = {"pairs": parse_pairs(pairs)} if pairs else None
     _run(Common(recipe, common.set, common.json), data=files, model=model, out=out, workers=workers)
 

@@ -85,7 +85,8 @@ def scan(
         _read_all(model, suite, corpus, config, partial, keep)
         manifest = about | {
             "key": key, "model_name": public_name(model), "batch_tokens": config.batch_tokens,
-            "choices": {"keep_tokens": keep, "precision": resolve_precision(config.precision, model.device.type)}, "versions": versions(), "n_pairs": len(pairs),
+            "choices": {"keep_tokens": keep, "precision": resolve_precision(config.precision, model.device.type)},
+            "versions": versions(), "n_pairs": len(pairs),
             "groups": {g: len(pairs.group(g)) for g in pairs.groups},
             "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
         }  # fmt: skip

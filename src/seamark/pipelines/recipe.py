@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from seamark.audit.scores import METHODS
 from seamark.errors import ConfigError
 from seamark.features import PAPER_STAGES, SAETraining, ScanConfig, StageConfig
 from seamark.model import DEFAULT_MODEL, RewardTraining
 
 DEMO = "demo"
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):
@@ -24,6 +28,12 @@ class DataPart(_Part):
 
     pairs: dict[str, list[str]] = Field(default_factory=dict)
     """Files by group, e.g. {safety: [pairs.jsonl], chat: [hub/name]}. Empty: the authored demo pairs."""
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _one_file_is_a_list(cls, value: Any) -> Any:
+        return {g: [f] if isinstance(f, str) else f for g, f in value.items()} if isinstance(value, dict) else value
+
     test_share: float = Field(0.25, gt=0, lt=1)
     """Share of prompts held out for evaluation (split by prompt hash)."""
     split_seed: int = 0
@@ -38,6 +48,14 @@ class SAEPart(SAETraining):
 
     stages: tuple[StageConfig, StageConfig] = PAPER_STAGES
     """First on general texts, then on the target group's pairs."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> SAEPart:
+        if self.stages[0].name == self.stages[1].name:
+            raise ValueError(f"both stages are named {self.stages[0].name!r}")
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise ValueError(f"k {self.k} is more than the {self.d_sae} latents of d_sae")
+        return self
 
 
 class FeaturesPart(_Part):
@@ -55,14 +73,44 @@ class FeaturesPart(_Part):
     """Texts on which the direct effect on the reward is measured."""
 
 
+def _check_unique(values: Iterable[object]) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{value} is named twice")
+        seen.add(value)
+
+
 class ExperimentPart(_Part):
     """A grid of retrainings: methods x rates x seeds, and the unedited run of every seed."""
 
-    methods: list[str] = Field(default_factory=lambda: ["safer", "random", "margin"])
-    rates: list[float] = Field(default_factory=list)
+    methods: list[str] = Field(default_factory=lambda: ["safer", "random", "margin"], min_length=1)
+    rates: list[Rate] = Field(default_factory=lambda: [0.05])
+    """Shares of the target group (fractions). Empty: the experiment is not run."""
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for method in value:
+            if method not in METHODS:
+                raise ValueError(f"no scoring method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+        _check_unique(value)
+        return value
+
+    @field_validator("rates")
+    @classmethod
+    def _rates_differ(cls, value: list[float]) -> list[float]:
+        _check_unique(f"{rate:g}" for rate in value)  # as they stand in the names of folders
+        return value
+
+
+class DenoisePart(ExperimentPart):
+    """Removing pairs, perhaps after some labels were made wrong on purpose."""
+
+    rates: list[Rate] = Field(default_factory=lambda: [0.04])
     """Shares of the target group (fractions). Empty: the experiment is not run."""
     noise: float = Field(default=0.0, ge=0, lt=0.5)
-    """Denoising only: share of the target group whose labels are flipped at random first. 0: the data as they are."""
+    """Share of the target group whose labels are flipped at random first. 0: the data as they are."""
 
 
 class SaferRecipe(_Part):
@@ -76,19 +124,28 @@ class SaferRecipe(_Part):
     """Run folder."""
     target: str = "safety"
     """The group whose features are looked for and whose pairs are edited."""
-    seeds: list[int] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field(default_factory=lambda: [0, 1, 2], min_length=1)
     """Seeds of the retrainings; the first one's reward model is the one that is looked into."""
     workers: int | None = Field(None, ge=1)
     """Processes side by side. None: one a core on CPUs (as memory allows), one with a GPU."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker; results depend on it in the last bits."""
+    reuse_lower_blocks: bool = False
+    """With `reward.trainable_blocks`: read what the frozen blocks give once and keep it on disk (4 bytes x tokens x
+    width) for all retrainings."""
     data: DataPart = DataPart()
     reward: RewardTraining = RewardTraining()
     sae: SAEPart = SAEPart()
     scan: ScanConfig = ScanConfig()
     features: FeaturesPart = FeaturesPart()
-    poison: ExperimentPart = ExperimentPart(rates=[0.05])
-    denoise: ExperimentPart = ExperimentPart(rates=[0.04])
+    poison: ExperimentPart = ExperimentPart()
+    denoise: DenoisePart = DenoisePart()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: list[int]) -> list[int]:
+        _check_unique(value)
+        return value
 
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> SaferRecipe:
@@ -119,7 +176,8 @@ def check_recipe(data: dict[str, Any], where: str) -> SaferRecipe:
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", where=where) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{key or 'recipe'}: {problem[:1].lower()}{problem[1:]}", where=where) from None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

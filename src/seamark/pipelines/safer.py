@@ -20,10 +20,11 @@ from typing import Any
 import psutil
 import torch
 
-from seamark.audit.editing import denoise, poison
+from seamark.audit.editing import denoise, edit_count, poison
 from seamark.audit.experiment import Cell, Experiment, Kind, retrain
 from seamark.errors import ConfigError
 from seamark.model import resolve_name
+from seamark.model.pretrained import load_config
 from seamark.pipelines import stages
 from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
 from seamark.run import Run, Stage, Workers, file_digest, say
@@ -67,14 +68,17 @@ class SaferRun:
 
     def __init__(self, recipe: SaferRecipe, run: Run, workers: Workers) -> None:
         self.recipe, self.run, self.workers = recipe, run, workers
+        self.lower: dict[str, Path] = {}
         base = resolve_name(recipe.model)
         # A local base counts with its bytes: other weights under the same path are another run.
-        self.base = {"base": recipe.model, "base_digest": file_digest(Path(base)) if Path(base).exists() else base}
+        self.base = {"base": recipe.model, "base_digest": _local_digest(base) or base}
 
     def go(self) -> Done:
         """All stages but the report; those that are done are skipped."""
+        self._check_hookpoint()
         data = self.run.stage(self._data_stage())
         self._check_rates(Pairs.from_jsonl(data / stages.TRAIN))
+        self.lower = self._lower_blocks(data)
         noisy = self._noisy_data(data)
         clean_cells, worlds = self._reward_models(data, noisy)
         worlds = self._look_into(data, worlds)
@@ -90,7 +94,7 @@ class SaferRun:
 
     def _data_stage(self) -> Stage:
         part = self.recipe.data
-        files = {f: file_digest(Path(f)) for group in part.pairs.values() for f in group if Path(f).exists()}
+        files = {f: _local_digest(f) for group in part.pairs.values() for f in group}
         if not part.pairs:
             files = {"demo": demo_pairs().fingerprint()}
         return Stage("data", stages.prepare_data, {
@@ -98,16 +102,23 @@ class SaferRun:
             "max_pairs": part.max_pairs, "target": self.recipe.target, "digests": files,
         })  # fmt: skip
 
-    def _check_rates(self, train: Pairs) -> None:
+    def _check_hookpoint(self) -> None:
         """Fail before hours of training, not after."""
-        from seamark.audit.editing import edit_count
+        name = self.recipe.sae.hookpoint
+        n_blocks = n_blocks_of(self.recipe.model)
+        if name is not None and (layer := parse_hookpoint(name).layer) and n_blocks and layer >= n_blocks:
+            raise ConfigError(f"sae.hookpoint {name} is out of range: {self.recipe.model} has {n_blocks} blocks",
+                              fix=f"Choose one from layers.0 to layers.{n_blocks - 1}")  # fmt: skip
 
+    def _check_rates(self, train: Pairs) -> None:
+        """The same for what depends on the number of pairs."""
         size = len(train.group(self.recipe.target))
-        for part in (self.recipe.poison, self.recipe.denoise):
-            for rate in part.rates:
-                if edit_count(rate, size) < 1:
-                    raise ConfigError(f"rate {rate:g} of {size} {self.recipe.target} pairs is less than one pair",
-                                      fix="Choose a higher rate or give more pairs")  # fmt: skip
+        denoise = self.recipe.denoise
+        noise = [denoise.noise] if denoise.rates and denoise.noise else []
+        for rate in [*self.recipe.poison.rates, *denoise.rates, *noise]:
+            if edit_count(rate, size) < 1:
+                raise ConfigError(f"rate {rate:g} of {size} {self.recipe.target} pairs is less than one pair",
+                                  fix="Choose a higher rate or give more pairs")  # fmt: skip
 
     def _noisy_data(self, data: Path) -> dict[int, Path]:
         part = self.recipe.denoise
@@ -120,6 +131,18 @@ class SaferRun:
         ])  # fmt: skip
         return {seed: made[f"noisy-{seed}/data"] for seed in self.recipe.seeds}
 
+    def _lower_blocks(self, data: Path) -> dict[str, Path]:
+        """The stage that reads the frozen lower blocks once; none where all blocks are trained."""
+        training = self.recipe.reward.model_dump(mode="json")
+        trained = training["trainable_blocks"]
+        if not self.recipe.reuse_lower_blocks or trained is None:
+            return {}
+        if load_config(resolve_name(self.recipe.model)).num_hidden_layers <= trained:
+            return {}
+        stage = Stage("lower-blocks", stages.read_lower_blocks,
+                      {"training": training, "threads": self.recipe.threads, **self.base}, {"data": data})  # fmt: skip
+        return {"lower": self.run.stage(stage, self.workers)}
+
     def _retrain_stage(
         self, name: str, train: Path, test: Path, seed: int, flipped: Sequence[str] = (), removed: Sequence[str] = (),
         keep_model: bool = False,
@@ -127,7 +150,9 @@ class SaferRun:
         training = self.recipe.reward.model_dump(mode="json") | {"seed": seed, "threads": self.recipe.threads}
         arguments: dict[str, Any] = {"training": training, "flipped": list(flipped), "removed": list(removed),
                                      "keep_model": keep_model, **self.base}  # fmt: skip
-        return Stage(name, retrain_from, arguments, {"train": train / stages.TRAIN, "test": test / stages.TEST})
+        return Stage(
+            name, retrain_from, arguments, {"train": train / stages.TRAIN, "test": test / stages.TEST, **self.lower}
+        )
 
     def _reward_models(self, data: Path, noisy: Mapping[int, Path]) -> tuple[dict[Cell, Path], list[World]]:
         """Unedited reward models of every seed, on the clean and on each noisy training set."""
@@ -149,7 +174,8 @@ class SaferRun:
         sae = self.run.stages("sae", [
             Stage(f"{w.name}/sae", stages.fit_sae, {
                 "sae": r.sae.model_dump(mode="json"), "max_length": r.reward.max_length,
-                "general_text": r.data.general_text, **common, **shared,
+                "general_text": r.data.general_text, "general_digest": _local_digest(r.data.general_text),
+                **common, **shared,
             }, {"reward": _there(w.reward), "data": w.data})
             for w in worlds
         ], self.workers)  # fmt: skip
@@ -203,9 +229,23 @@ class SaferRun:
         return done | {cell: made[s.name] for cell, s in planned.items()}
 
 
-def retrain_from(folder: Path, train: Path, test: Path, *, base_digest: str, **arguments: Any) -> dict[str, Any]:
+def n_blocks_of(model: str) -> int | None:
+    """Blocks of a model by its config; None where it names none. Raises `ModelError`: no such model."""
+    config = load_config(resolve_name(model))
+    blocks: int | None = getattr(config.get_text_config(), "num_hidden_layers", None)
+    return blocks
+
+
+def _local_digest(name: str | None) -> str:
+    """Digest of a local file or folder, so that its content takes part in a key; "" for names on the Hub."""
+    return file_digest(Path(name)) if name and Path(name).exists() else ""
+
+
+def retrain_from(
+    folder: Path, train: Path, test: Path, lower: Path | None = None, *, base_digest: str, **arguments: Any
+) -> dict[str, Any]:
     """`audit.experiment.retrain` as a stage; `base_digest` only takes part in the key."""
-    return retrain(folder, train, test, **arguments)
+    return retrain(folder, train, test, lower=lower, **arguments)
 
 
 def _there(path: Path | None) -> Path:

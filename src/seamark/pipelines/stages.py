@@ -23,7 +23,8 @@ from seamark.features import (
     train_sae,
 )
 from seamark.features import scan as run_scan
-from seamark.model import HookedModel, RewardModel
+from seamark.model import BlockCache, HookedModel, RewardModel, RewardTraining
+from seamark.model.precision import resolve_precision
 from seamark.pipelines.recipe import SAEPart
 from seamark.run import write_json
 from seamark.sae import SparseAutoencoder
@@ -36,7 +37,6 @@ from seamark.text import (
     read_texts,
     write_rejected,
 )
-from seamark.text.files import describe_source
 from seamark.text.pairs import Pairs, hash_unit
 from seamark.text.rendering import Rendered
 
@@ -69,7 +69,7 @@ def prepare_data(
     test.to_jsonl(folder / TEST)
     write_rejected(found, folder / "rejected.jsonl")
     reasons = Counter(row.reason.split(" of row ")[0] for row in found.rejected)
-    group_of = {describe_source(f): g for g, files in pairs.items() for f in files}
+    group_of = {str(f): g for g, files in pairs.items() for f in files}
     lost = Counter(group_of.get(row.file, "") for row in found.rejected)
     twice = Counter(group_of.get(row.file, "") for row in found.rejected if row.reason.startswith("duplicate"))
     write_json(
@@ -94,6 +94,21 @@ def prepare_data(
     return {}
 
 
+def read_lower_blocks(
+    folder: Path, data: Path, *, base: str, base_digest: str, training: Mapping[str, Any], threads: int
+) -> dict[str, Any]:
+    """What the blocks that no retraining changes give for every text, once for all retrainings."""
+    config = RewardTraining(**training)
+    model = RewardModel.from_base(base, attention=config.attention, dropout=config.dropout)
+    renderer = model.renderer(config.max_length)
+    pairs = [p for name in (TRAIN, TEST) for p in Pairs.from_jsonl(data / name)]
+    texts = [side for pair in pairs for side in renderer.render_pair(pair)]
+    n_blocks = model.n_blocks - (config.trainable_blocks or 0)
+    precision = resolve_precision(config.precision, model.device.type)
+    BlockCache.make(model, texts, n_blocks, precision=precision).save(folder)
+    return {"n_blocks": n_blocks, "precision": precision}
+
+
 def add_noise(folder: Path, data: Path, *, rate: float, group: str, seed: int) -> None:
     """Training pairs with a known random share of wrong labels in one group, and the manifest that undoes them."""
     edit = inject_noise(Pairs.from_jsonl(data / TRAIN), rate, group, seed)
@@ -103,7 +118,7 @@ def add_noise(folder: Path, data: Path, *, rate: float, group: str, seed: int) -
 
 def fit_sae(
     folder: Path, reward: Path, data: Path, *, sae: Mapping[str, Any], max_length: int | None, target: str,
-    general_text: str | None, threads: int,
+    general_text: str | None, general_digest: str, threads: int,
 ) -> None:  # fmt: skip
     """Train the SAE in two stages on the activations of a reward model: general text, then the target group's pairs."""
     model = RewardModel.from_pretrained(str(reward / MODEL))

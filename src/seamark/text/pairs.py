@@ -122,8 +122,10 @@ class Pairs(Sequence[PreferencePair]):
         return iter(self.items)
 
     def with_items(self, items: Iterable[PreferencePair]) -> Pairs:
-        """The same provenance with other items."""
-        return replace(self, items=tuple(items))
+        """Other items with the same rejected rows, and the raw rows of those items."""
+        kept = tuple(items)
+        raw = {p.id: self.raw[p.id] for p in kept if p.id in self.raw} if self.raw else self.raw
+        return replace(self, items=kept, raw=raw)
 
     def where(self, keep: Callable[[PreferencePair], bool]) -> Pairs:
         return self.with_items(p for p in self.items if keep(p))
