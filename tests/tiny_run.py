@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from tiny import tiny_folder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -81,7 +82,7 @@ def recipe_data(out: Path, model: str, pairs: dict[str, list[str]], **changes: A
 
 
 def write_recipe(path: Path, data: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
 
 

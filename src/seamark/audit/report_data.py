@@ -80,7 +80,7 @@ class AccuracyRow(Section):
     model: Estimate
     length: Estimate
     """"The longer answer wins"."""
-    bag_of_words: Estimate
+    bag_of_words: Estimate | None
     """Logistic regression on word counts, trained on the same training pairs."""
 
 

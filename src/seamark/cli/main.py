@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from seamark.cli import audits, models, recipes
 from seamark.errors import SeamarkError
+from seamark.run import disk_errors
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": recipes.demo,
@@ -38,9 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"Commands: {', '.join(f'seamark {v}' for v in verbs)}\n")
         return 2 if known or len(words) == 1 else 0
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=words
-        )
+        with disk_errors(Path.cwd()):
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=words
+            )
     except SeamarkError as e:
         sys.stderr.write(" ".join(f"seamark: {e}".split()) + "\n")
         return 2

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from seamark.cli.options import Common, Many, the_pairs, the_recipe
 from seamark.cli.output import finish, percent
+
+if TYPE_CHECKING:
+    from seamark.features import Scan
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 
@@ -114,8 +117,8 @@ def scan_run(common: Shared, model: str, sae: Many, out: Path, pairs: Many = ())
     named = [item.partition("=")[::2] if "=" in item else (Path(item).name or "sae", item) for item in sae]
     suite = {name: SparseAutoencoder.from_pretrained(path) for name, path in named}
     config = recipe.scan.model_copy(update={"max_length": recipe.scan.max_length or recipe.reward.max_length})
-    scan(RewardModel.from_pretrained(model), suite, the_pairs(recipe, pairs), out, config=config)
-    scan_info(common, out)
+    found = scan(RewardModel.from_pretrained(model), suite, the_pairs(recipe, pairs), out, config=config)
+    _show_scan(found, out, common, out)
 
 
 def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -127,7 +130,10 @@ def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> No
     """
     from seamark.features import Scan
 
-    found = Scan.open(scan)
+    _show_scan(Scan.open(scan), scan, common)
+
+
+def _show_scan(found: Scan, scan: Path, common: Common, out: Path | None = None) -> None:
     manifest = found.manifest
     result = {"scan": str(scan), "groups": manifest["groups"], "n_pairs": manifest["n_pairs"],
               "saes": manifest["sae_configs"], "config": manifest["config"],
@@ -135,7 +141,7 @@ def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> No
     rows = [("model", manifest["model_name"]), *((f"{g} pairs", str(n)) for g, n in manifest["groups"].items())]
     rows += [(f"SAE {name}", f"{c['hookpoint']}, {c['d_sae']} latents, k {c['k']}")
              for name, c in manifest["sae_configs"].items()]  # fmt: skip
-    finish(result, as_json=common.json, title="Scan", columns=("what", "value"), rows=rows)
+    finish(result, as_json=common.json, out=out, title="Scan", columns=("what", "value"), rows=rows)
 
 
 def contrast(

@@ -67,6 +67,8 @@ def parse_sets(items: Sequence[str]) -> dict[str, Any]:
         place = data
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{key!r} is set, and so is {parent!r} as a whole", where="--set", fix="Give one")
         place[last] = value
     return data
 
@@ -78,7 +80,8 @@ def the_recipe(common: Common, **overrides: Any) -> SaferRecipe:
     data = parse_sets(common.set)
     given = {k: v for k, v in overrides.items() if v is not None}
     for key, value in given.items():
-        data[key] = {**data.get(key, {}), **value} if isinstance(value, Mapping) else value
+        earlier = data.get(key)
+        data[key] = {**earlier, **value} if isinstance(value, Mapping) and isinstance(earlier, Mapping) else value
     return load_recipe(common.config, data) if common.config else check_recipe(data, "options")
 
 

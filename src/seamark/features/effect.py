@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 from seamark.errors import ConfigError, DataError
 from seamark.features.scan import check_suite
 from seamark.model.batching import Batch
+from seamark.model.hookpoints import parse_hookpoint
 from seamark.model.loading import RewardModel
 from seamark.model.reading import Change, apply_at
+from seamark.model.skipping import BlockCache
 from seamark.run import progress
 from seamark.sae import SparseAutoencoder
 from seamark.sae.autoencoder import EPS
@@ -63,9 +66,12 @@ def direct_effect(
         raise DataError("no text with a response to raise features in", where="direct_effect")
     texts = [texts[i] for i in kept]
     codes = cluster_codes([clusters[i] if clusters is not None else str(i) for i in kept])
-    base = model.rewards(texts, batch_tokens)
     out = {}
-    with progress("Direct effect", len(latents), "features") as advance:
+    with (
+        _blocks_below(model, sae.config.hookpoint, texts, batch_tokens),
+        progress("Direct effect", len(latents), "features") as advance,
+    ):
+        base = model.rewards(texts, batch_tokens)
         for latent in latents:
             size = float(q.get(latent, np.nan) if isinstance(q, Mapping) else q[latent])
             if np.isfinite(size):
@@ -77,6 +83,17 @@ def direct_effect(
                 out[latent] = Estimate.not_available("the feature fires fewer than 10 times: no Q_f", len(texts))
             advance(1)
     return out
+
+
+def _blocks_below(
+    model: RewardModel, hookpoint: str, texts: Sequence[Rendered], batch_tokens: int
+) -> contextlib.AbstractContextManager[None]:
+    """Skip the blocks that no latent of this hookpoint can change."""
+    point = parse_hookpoint(hookpoint)
+    n_blocks = point.layer + (point.part == "block")
+    if n_blocks == 0:
+        return contextlib.nullcontext()
+    return BlockCache.make(model, texts, n_blocks, batch_tokens=batch_tokens).skipping(model)
 
 
 def _raise(sae: SparseAutoencoder, latent: int, size: float, texts: Sequence[Rendered]) -> Change:

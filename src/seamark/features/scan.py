@@ -242,8 +242,8 @@ def _is_done(out: Path, key: str) -> bool:
 def _prepare(out: Path) -> Path:
     """An empty scratch folder inside `out`; an older scan there stays until the new one is whole."""
     out.mkdir(parents=True, exist_ok=True)
-    strangers = [p.name for p in out.iterdir() if not p.name.startswith(".") and p.name != "manifest.json"]
-    if strangers and not (out / MANIFEST).exists() and set(strangers) - _PARTS:
+    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - _PARTS - {"result.json"})
+    if strangers and not (out / MANIFEST).exists():
         raise RunError(f"the folder holds {strangers[0]!r} and is no scan", where=str(out), fix="Choose another --out")
     partial = out / ".scan"
     if partial.exists():

@@ -12,6 +12,7 @@ from seamark.model.loading import RewardModel
 from seamark.model.precision import Precision
 from seamark.stats import Estimate, bootstrap_by_cluster, cluster_codes
 from seamark.text.pairs import Pairs
+from seamark.text.rows import text_of
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +34,7 @@ class Evaluation:
     rejected: Floats
     """[n] rewards of the rejected responses."""
     longer: Floats
-    """[n] 1 where the chosen response has more tokens, ½ where both have as many, else 0."""
+    """[n] 1 where the chosen response has more characters, ½ where both have as many, else 0."""
     truncated_texts: int
 
     @property
@@ -122,8 +123,7 @@ def evaluate(
     renderer = model.renderer(max_length)
     sides = [r for pair in pairs for r in renderer.render_pair(pair)]
     rewards = model.rewards(sides, batch_tokens, precision=precision)
-    # Truncation cuts prompts first, so spans still tell response lengths unless the response itself was cut.
-    lengths = np.asarray([r.response_span[1] - r.response_span[0] for r in sides], dtype=np.float64)
+    lengths = np.asarray([len(text_of(side)) for p in pairs for side in (p.chosen, p.rejected)], dtype=np.float64)
     return Evaluation(
         ids=tuple(p.id for p in pairs),
         groups=tuple(p.group for p in pairs),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from seamark.audit import report_data as rd
@@ -19,18 +17,13 @@ AGAINST = 3
 
 def suspicious_pairs(done: Done, count: int = COUNT) -> tuple[rd.SuspiciousPair, ...]:
     """Training pairs of the target group with the lowest SAFER score, worst first."""
-    scan = Scan.open(_there(done.clean.scan) / stages.SCAN)
-    features = FeatureSet.load(_there(done.clean.features) / stages.FEATURES)
-    scores = PairScores.load(_there(done.clean.features) / stages.SCORES)
+    scan = Scan.open(done.clean.scan / stages.SCAN)
+    features = FeatureSet.load(done.clean.features / stages.FEATURES)
+    scores = PairScores.load(done.clean.features / stages.SCORES)
     margins = scan.margins()
     pairs = {p.id: p for p in Pairs.from_jsonl(done.data / stages.TRAIN).group(done.recipe.target)}
     picked = [i for i in scores.lowest(len(scores.values)) if i in pairs][:count]
     return tuple(_pair(pairs[i], scan, features, scores.values[i], margins.get(i)) for i in picked)
-
-
-def _there(path: Path | None) -> Path:
-    assert path is not None  # noqa: S101 - a finished world has every folder
-    return path
 
 
 def _pair(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def _summary(found: Mapping[str, Any], target: str) -> tuple[str, ...]:
 def _run_info(done: Done) -> rd.RunInfo:
     recipe = done.recipe
     manifest = read_json(done.data / MANIFEST)
-    scan = Scan.open(there(done.clean.scan) / stages.SCAN)
+    scan = Scan.open(done.clean.scan / stages.SCAN)
     config = scan.manifest["sae_configs"][stages.SAE_ID]
     facts = (
         rd.Fact(name="Retrainings", value=str(sum(len(c) for c in done.cells.values()))),
@@ -87,11 +86,6 @@ def _run_info(done: Done) -> rd.RunInfo:
         sae=f"TopK, {config['d_sae']} latents, k {config['k']}", seeds=tuple(recipe.seeds),
         date=manifest["created"][:10], facts=facts, versions=manifest["versions"],
     )  # fmt: skip
-
-
-def there(path: Path | None) -> Path:
-    assert path is not None  # noqa: S101 - a finished world has every folder
-    return path
 
 
 def _data(found: Mapping[str, Any], done: Done) -> rd.DataSummary:
@@ -111,7 +105,7 @@ def _data(found: Mapping[str, Any], done: Done) -> rd.DataSummary:
 
 def _truncated(done: Done) -> dict[str, int]:
     """Training texts that lost their left end, by group."""
-    table = Scan.open(there(done.clean.scan) / stages.SCAN).texts
+    table = Scan.open(done.clean.scan / stages.SCAN).texts
     counts: dict[str, int] = {}
     for group, lost in zip(table["group"].to_pylist(), table["truncated"].to_pylist(), strict=True):
         counts[group] = counts.get(group, 0) + (lost > 0)
@@ -133,7 +127,7 @@ def _accuracy(found: Mapping[str, Any]) -> rd.Accuracy:
             rd.AccuracyRow(
                 group=g, category=c["category"], pairs=c["accuracy"]["n"],
                 model=Estimate.model_validate(c["accuracy"]), length=Estimate.model_validate(c["longer_wins"]),
-                bag_of_words=Estimate.not_available("measured by group only"),
+                bag_of_words=None,
             )
             for c in reward["categories"]
             if c["group"] == g and c["category"]
@@ -142,7 +136,7 @@ def _accuracy(found: Mapping[str, Any]) -> rd.Accuracy:
 
 
 def _sae(done: Done, found: Mapping[str, Any]) -> rd.SaeQuality | rd.Missing:
-    config = Scan.open(there(done.clean.scan) / stages.SCAN).manifest["sae_configs"][stages.SAE_ID]
+    config = Scan.open(done.clean.scan / stages.SCAN).manifest["sae_configs"][stages.SAE_ID]
     stages_run = []
     for stage, part in zip(found["sae"]["stages"], done.recipe.sae.stages, strict=True):
         q = stage.get("quality")
@@ -160,7 +154,7 @@ def _sae(done: Done, found: Mapping[str, Any]) -> rd.SaeQuality | rd.Missing:
 
 
 def _features(done: Done, found: Mapping[str, Any]) -> rd.FeatureTable:
-    scan = Scan.open(there(done.clean.scan) / stages.SCAN)
+    scan = Scan.open(done.clean.scan / stages.SCAN)
     places = {r["text_id"]: f"{r['group']}, {r['side']}" for r in scan.texts.to_pylist()}
     rows = []
     for f in found["features"]:
@@ -172,7 +166,7 @@ def _features(done: Done, found: Mapping[str, Any]) -> rd.FeatureTable:
             rating_method=f["rating_method"], why=f["why"], effect=effect,
             contexts=tuple(_context(c, places[c.text_id], f["sign"]) for c in contexts),
         ))  # fmt: skip
-    provenance = FeatureSet.load(there(done.clean.features) / stages.FEATURES).provenance
+    provenance = FeatureSet.load(done.clean.features / stages.FEATURES).provenance
     part = done.recipe.features
     selection = (
         f"Of the {provenance['candidates']} latents with the largest |score|, those rated {part.min_rating} or more "
@@ -189,7 +183,7 @@ def _context(context: Context, label: str, sign: int) -> rd.Context:
 
 
 def _scores(done: Done) -> rd.ScoreSummary:
-    scores = PairScores.load(there(done.clean.features) / stages.SCORES)
+    scores = PairScores.load(done.clean.features / stages.SCORES)
     train = Pairs.from_jsonl(done.data / stages.TRAIN)
     values = np.asarray([scores.values[p.id] for p in train if p.id in scores.values])
     edges = np.linspace(values.min(), values.max() + 1e-9, BINS + 1)

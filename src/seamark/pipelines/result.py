@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from seamark.audit.detection import detection_auroc
-from seamark.audit.editing import EditManifest
-from seamark.audit.experiment import RESULT, Cell, Experiment, Kind
+from seamark.audit.editing import EditManifest, edit_count
+from seamark.audit.experiment import RESULT, Experiment
 from seamark.audit.report import write_report
-from seamark.audit.scores import PairScores
 from seamark.features import FeatureSet
 from seamark.pipelines import stages
 from seamark.pipelines.report import report_data
@@ -45,8 +41,8 @@ def write_result(done: Done, run: Run) -> dict[str, Any]:
 def collect(done: Done, poison: Experiment | None, denoise: Experiment | None) -> dict[str, Any]:
     """The result without its timings: equal runs give equal data."""
     data = read_json(done.data / stages.SUMMARY)
-    reward = read_json(there(done.clean.reward) / RESULT)
-    quality = read_json(there(done.clean.sae) / "quality.json")
+    reward = read_json(done.clean.reward / RESULT)
+    quality = read_json(done.clean.sae / "quality.json")
     groups = reward["evaluation"]["groups"]
     result = {
         "schema_version": SCHEMA,
@@ -65,24 +61,19 @@ def collect(done: Done, poison: Experiment | None, denoise: Experiment | None) -
         "poison": _rows(poison),
         "denoise": _rows(denoise),
         "effect": _effects(done, poison),
-        "poison_summary": _summary(poison),
-        "denoise_summary": _summary(denoise),
+        "poison_summary": _summary(poison, data["groups"][done.recipe.target]["train"]),
+        "denoise_summary": _summary(denoise, data["groups"][done.recipe.target]["train"]),
         "detection": _detection(done),
         "recovery": _recovery(done, denoise),
     }
     return to_jsonable(result)
 
 
-def there(path: Path | None) -> Path:
-    assert path is not None  # noqa: S101 - a finished world has every folder
-    return path
-
-
 def _features(done: Done) -> list[dict[str, Any]]:
     """The chosen features with their direct effect on the reward (null with a reason where not available)."""
     effects = read_json(done.effects / stages.EFFECTS)
     rows = []
-    for f in FeatureSet.load(there(done.clean.features) / stages.FEATURES).features:
+    for f in FeatureSet.load(done.clean.features / stages.FEATURES).features:
         e = Estimate.model_validate(effects[str(f.latent)])
         rows.append({
             "sae": f.sae, "latent": f.latent, "sign": f.sign, "score": f.score, "rating": f.rating,
@@ -113,13 +104,14 @@ def _named(name: str, e: Estimate) -> dict[str, Any]:
     return {name: e.value, "low": e.low, "high": e.high, "reason": e.reason}
 
 
-def _summary(experiment: Experiment | None) -> list[dict[str, Any]]:
+def _summary(experiment: Experiment | None, size: int) -> list[dict[str, Any]]:
     """Mean and interval over seeds of every condition, and how much of each group's accuracy is kept."""
     if experiment is None:
         return []
     rows = []
     for method, rate in experiment.conditions():
-        row: dict[str, Any] = {"method": method, "rate": rate}
+        edited = edit_count(rate, size) if method != "none" else 0
+        row: dict[str, Any] = {"method": method, "rate": rate, "n_edited": edited}
         for g in experiment.groups:
             row[g] = experiment.accuracy(method, rate, g)
             if method != "none":
@@ -136,7 +128,7 @@ def _detection(done: Done) -> list[dict[str, Any]]:
         wrong = set(EditManifest.load(world.data / "edit" / "manifest.json").edited_ids)
         ids = Pairs.from_jsonl(world.data / stages.TRAIN).group(done.recipe.target)
         for method in done.recipe.denoise.methods:
-            scores = stages.method_scores(method, there(world.features), ids, seed)
+            scores = stages.method_scores(method, world.features, ids, seed)
             e = detection_auroc({i: scores.values[i] for i in ids.ids if i in scores.values}, wrong)
             rows.append({"method": method, "seed": seed, "auroc": e.value, "reason": e.reason})
     return rows
@@ -153,19 +145,3 @@ def _recovery(done: Done, denoise: Experiment | None) -> list[dict[str, Any]]:
         for m, rate in denoise.conditions()
         if m != "none"
     ]
-
-
-def suspicious(done: Done, count: int) -> list[str]:
-    """Ids of the target pairs with the lowest SAFER score, worst first."""
-    scores = PairScores.load(there(done.clean.features) / stages.SCORES)
-    target = set(Pairs.from_jsonl(done.data / stages.TRAIN).group(done.recipe.target).ids)
-    return [i for i in scores.lowest(len(scores.values)) if i in target][:count]
-
-
-def cells_of(done: Done, kind: Kind) -> Mapping[Cell, Path]:
-    return done.cells[kind]
-
-
-def as_text(result: Mapping[str, Any]) -> str:
-    """The result as JSON on one line, for `--json`."""
-    return json.dumps(to_jsonable(result), ensure_ascii=False)

@@ -24,6 +24,7 @@ from seamark.audit.editing import denoise, edit_count, poison
 from seamark.audit.experiment import Cell, Experiment, Kind, retrain
 from seamark.errors import ConfigError
 from seamark.model import resolve_name
+from seamark.model.hookpoints import parse_hookpoint
 from seamark.model.pretrained import load_config
 from seamark.pipelines import stages
 from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
@@ -42,10 +43,17 @@ class World:
     seed: int
     data: Path
     """Folder with `train.jsonl`."""
-    reward: Path | None = None
-    sae: Path | None = None
-    scan: Path | None = None
-    features: Path | None = None
+    reward: Path
+    """Folder with the reward model trained on it."""
+
+
+@dataclass(frozen=True)
+class FoundWorld(World):
+    """A world with the SAE, scan and features found from it: folders."""
+
+    sae: Path
+    scan: Path
+    features: Path
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,9 @@ class Done:
     recipe: SaferRecipe
     root: Path
     data: Path
-    clean: World
+    clean: FoundWorld
     effects: Path
-    noisy: Mapping[int, World]
+    noisy: Mapping[int, FoundWorld]
     cells: Mapping[Kind, Mapping[Cell, Path]]
     clean_cells: Mapping[Cell, Path]
     timings: Mapping[str, Mapping[str, float]]
@@ -81,15 +89,15 @@ class SaferRun:
         self.lower = self._lower_blocks(data)
         noisy = self._noisy_data(data)
         clean_cells, worlds = self._reward_models(data, noisy)
-        worlds = self._look_into(data, worlds)
-        clean = worlds[0]
+        found = self._look_into(worlds)
+        clean = found[0]
         effects = self.run.stage(self._effects_stage(data, clean), self.workers)
         poisoned = self._experiment(
             "poison", self.recipe.poison, data, dict.fromkeys(self.recipe.seeds, clean), clean_cells
         )
-        by_seed = {w.seed: w for w in worlds[1:]} or dict.fromkeys(self.recipe.seeds, clean)
+        by_seed = {w.seed: w for w in found[1:]} or dict.fromkeys(self.recipe.seeds, clean)
         denoised = self._experiment("denoise", self.recipe.denoise, data, by_seed, clean_cells)
-        return Done(self.recipe, self.run.root, data, clean, effects, {w.seed: w for w in worlds[1:]},
+        return Done(self.recipe, self.run.root, data, clean, effects, {w.seed: w for w in found[1:]},
                     {"poison": poisoned, "denoise": denoised}, clean_cells, self.run.timings)  # fmt: skip
 
     def _data_stage(self) -> Stage:
@@ -98,15 +106,17 @@ class SaferRun:
         if not part.pairs:
             files = {"demo": demo_pairs().fingerprint()}
         return Stage("data", stages.prepare_data, {
-            "pairs": part.pairs, "test_share": part.test_share, "split_seed": part.split_seed,
+            "pairs": list(part.pairs.items()), "test_share": part.test_share, "split_seed": part.split_seed,
             "max_pairs": part.max_pairs, "target": self.recipe.target, "digests": files,
         })  # fmt: skip
 
     def _check_hookpoint(self) -> None:
         """Fail before hours of training, not after."""
         name = self.recipe.sae.hookpoint
-        n_blocks = n_blocks_of(self.recipe.model)
-        if name is not None and (layer := parse_hookpoint(name).layer) and n_blocks and layer >= n_blocks:
+        if name is None:
+            return
+        layer, n_blocks = parse_hookpoint(name).layer, n_blocks_of(self.recipe.model)
+        if n_blocks is not None and layer >= n_blocks:
             raise ConfigError(f"sae.hookpoint {name} is out of range: {self.recipe.model} has {n_blocks} blocks",
                               fix=f"Choose one from layers.0 to layers.{n_blocks - 1}")  # fmt: skip
 
@@ -137,7 +147,7 @@ class SaferRun:
         trained = training["trainable_blocks"]
         if not self.recipe.reuse_lower_blocks or trained is None:
             return {}
-        if load_config(resolve_name(self.recipe.model)).num_hidden_layers <= trained:
+        if (n_blocks_of(self.recipe.model) or 0) <= trained:
             return {}
         stage = Stage("lower-blocks", stages.read_lower_blocks,
                       {"training": training, "threads": self.recipe.threads, **self.base}, {"data": data})  # fmt: skip
@@ -165,24 +175,24 @@ class SaferRun:
         worlds += [World(f"noisy-{s}", s, d, made[f"noisy-{s}/reward"]) for s, d in noisy.items()]
         return cells, worlds
 
-    def _look_into(self, data: Path, worlds: Sequence[World]) -> list[World]:
+    def _look_into(self, worlds: Sequence[World]) -> list[FoundWorld]:
         """SAE, scan and features of every world."""
         r = self.recipe
         common = {"target": r.target}
         shared = {"threads": r.threads}
-        found: list[World] = []
+        found: list[FoundWorld] = []
         sae = self.run.stages("sae", [
             Stage(f"{w.name}/sae", stages.fit_sae, {
                 "sae": r.sae.model_dump(mode="json"), "max_length": r.reward.max_length,
                 "general_text": r.data.general_text, "general_digest": _local_digest(r.data.general_text),
                 **common, **shared,
-            }, {"reward": _there(w.reward), "data": w.data})
+            }, {"reward": w.reward, "data": w.data})
             for w in worlds
         ], self.workers)  # fmt: skip
         config = r.scan.model_copy(update={"max_length": r.scan.max_length or r.reward.max_length})
         scan = self.run.stages("scan", [
             Stage(f"{w.name}/scan", stages.scan_pairs, {"config": config.model_dump(mode="json"), **shared},
-                  {"reward": _there(w.reward), "data": w.data, "sae": sae[f"{w.name}/sae"]})
+                  {"reward": w.reward, "data": w.data, "sae": sae[f"{w.name}/sae"]})
             for w in worlds
         ], self.workers)  # fmt: skip
         part = r.features.model_dump(mode="json", exclude={"effect_texts"})
@@ -192,19 +202,19 @@ class SaferRun:
         ], self.workers)  # fmt: skip
         for w in worlds:
             paths = (x[f"{w.name}/{kind}"] for x, kind in ((sae, "sae"), (scan, "scan"), (features, "features")))
-            found.append(World(w.name, w.seed, w.data, w.reward, *paths))
+            found.append(FoundWorld(w.name, w.seed, w.data, w.reward, *paths))
         return found
 
-    def _effects_stage(self, data: Path, clean: World) -> Stage:
+    def _effects_stage(self, data: Path, clean: FoundWorld) -> Stage:
         r = self.recipe
         return Stage("clean/effects", stages.measure_effects, {
             "target": r.target, "texts": r.features.effect_texts, "max_length": r.reward.max_length,
             "threads": r.threads,
-        }, {"reward": _there(clean.reward), "data": data, "sae": _there(clean.sae), "scan": _there(clean.scan),
-            "features": _there(clean.features)})  # fmt: skip
+        }, {"reward": clean.reward, "data": data, "sae": clean.sae, "scan": clean.scan,
+            "features": clean.features})  # fmt: skip
 
     def _experiment(
-        self, kind: Kind, part: ExperimentPart, data: Path, worlds: Mapping[int, World], clean: Mapping[Cell, Path]
+        self, kind: Kind, part: ExperimentPart, data: Path, worlds: Mapping[int, FoundWorld], clean: Mapping[Cell, Path]
     ) -> dict[Cell, Path]:
         """The grid of one experiment; {cell: folder}, the unedited runs first."""
         if not part.rates:
@@ -213,10 +223,10 @@ class SaferRun:
         planned: dict[Cell, Stage] = {}
         for seed, world in worlds.items():
             none = Cell(method="none", rate=0.0, seed=seed)
-            done[none] = _there(world.reward) if world.name != "clean" else clean[none]
+            done[none] = world.reward if world.name != "clean" else clean[none]
             train = Pairs.from_jsonl(world.data / stages.TRAIN)
             for method in part.methods:
-                scores = stages.method_scores(method, _there(world.features), train, seed)
+                scores = stages.method_scores(method, world.features, train, seed)
                 for rate in part.rates:
                     cell = Cell(method=method, rate=rate, seed=seed)
                     edit = (poison if kind == "poison" else denoise)(train, scores, rate, self.recipe.target, seed)
@@ -246,11 +256,6 @@ def retrain_from(
 ) -> dict[str, Any]:
     """`audit.experiment.retrain` as a stage; `base_digest` only takes part in the key."""
     return retrain(folder, train, test, lower=lower, **arguments)
-
-
-def _there(path: Path | None) -> Path:
-    assert path is not None  # noqa: S101 - worlds are filled in order
-    return path
 
 
 def make_workers(recipe: SaferRecipe) -> Workers:

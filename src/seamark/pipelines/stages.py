@@ -49,27 +49,33 @@ FEATURES, EFFECTS, SCORES = "features.json", "effects.json", "scores.json"
 def prepare_data(
     folder: Path,
     *,
-    pairs: Mapping[str, Sequence[str]],
+    pairs: Sequence[tuple[str, Sequence[str]]],
     test_share: float,
     split_seed: int,
     max_pairs: int | None,
     target: str,
     digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Read, check and split the pairs; note what was rejected and what baselines without a model reach."""
+    """Read, check and split the pairs; note what was rejected and what baselines without a model reach.
+
+    `pairs` are (group, files): in this order they are trained on, so the order is part of the key.
+    """
     if pairs:
-        found = read_pairs({g: list(files) for g, files in pairs.items()}, options=ReadOptions(max_pairs=max_pairs))
+        found = read_pairs({g: list(files) for g, files in pairs}, options=ReadOptions(max_pairs=max_pairs))
         train, test = found.split(test_share, split_seed)
     else:
         found, train, test = demo_pairs(), demo_pairs("train"), demo_pairs("test")
     for name, side in (("training", train), ("test", test)):
         if not len(side.group(target)):
             raise DataError(f"no {name} pair in the target group {target!r}", fix=f"Give pairs as {target}=FILE")
+    if not set(train.groups) - {target}:
+        raise DataError(f"there are only pairs of the group {target!r}", fix="Give pairs of another group too, such as "
+                        "chat=FILE: safety features are told from others by them")  # fmt: skip
     train.to_jsonl(folder / TRAIN)
     test.to_jsonl(folder / TEST)
     write_rejected(found, folder / "rejected.jsonl")
     reasons = Counter(row.reason.split(" of row ")[0] for row in found.rejected)
-    group_of = {str(f): g for g, files in pairs.items() for f in files}
+    group_of = {str(f): g for g, files in pairs for f in files}
     lost = Counter(group_of.get(row.file, "") for row in found.rejected)
     twice = Counter(group_of.get(row.file, "") for row in found.rejected if row.reason.startswith("duplicate"))
     write_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -22,7 +22,7 @@ def result_tables(result: Mapping[str, Any], target: str) -> Iterator[Table]:
         ("poison", f"Poisoning: {target} labels flipped"),
         ("denoise", f"Denoising: {target} pairs removed"),
     ):
-        rows = [_row(r) for r in result[f"{kind}_summary"]]
+        rows = [_row(r, list(reward["accuracy"]), target) for r in result[f"{kind}_summary"]]
         if rows:
             yield rich_result_table(title, rows)
     effect = result["effect"]
@@ -33,10 +33,13 @@ def result_tables(result: Mapping[str, Any], target: str) -> Iterator[Table]:
         yield rich_table(title, ("rate", "D", "95 % interval"), [row])
 
 
-def _row(row: Mapping[str, Any]) -> ResultRow:
-    measures = {k.replace("_", " "): Estimate.model_validate(v) for k, v in row.items() if isinstance(v, Mapping)}
+def _row(row: Mapping[str, Any], groups: Sequence[str], target: str) -> ResultRow:
+    """Accuracy by group and what the target lost: as much as fits a terminal; the report has all."""
     edited = row["method"] != "none"
-    return ResultRow(method=row["method"], rate=row["rate"] if edited else None, measures=measures)
+    lost = row.get(f"{target}_lost") or Estimate.not_available("unedited")
+    measures = {g: Estimate.model_validate(row[g]) for g in groups} | {f"{target} lost": Estimate.model_validate(lost)}
+    rate = row["rate"] if edited else None
+    return ResultRow(method=row["method"], rate=rate, n_edited=row["n_edited"], measures=measures)
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,81 @@
+"""One finished run of the recipe on a tiny BERT, which the tests here copy, change and compare with."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import trl
+
+from seamark.pipelines import safer
+from seamark.pipelines.recipe import check_recipe
+from seamark.run import Run
+from tiny_run import recipe_data, write_model, write_pairs
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _quick_garbage() -> Iterator[None]:
+    """Every stage collects garbage, and would look through all of torch and transformers for it."""
+    assert torch and transformers and trl
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Every `Run` that is opened, as it is opened."""
+    opened: list[Run] = []
+
+    class Spy(Run):
+        def __init__(self, root: Path) -> None:
+            super().__init__(root)
+            opened.append(self)
+
+    monkeypatch.setattr(safer, "Run", Spy)
+    return opened
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    model: str
+    pairs: dict[str, list[str]]
+    result: dict[str, Any]
+
+    def data(self, out: Path | None = None, **changes: Any) -> dict[str, Any]:
+        """The recipe of this run, in another folder or with changes."""
+        model, pairs = changes.pop("model", self.model), changes.pop("pairs", self.pairs)
+        return recipe_data(out or self.folder, model, pairs, **changes)
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.folder, to))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    base = tmp_path_factory.mktemp("safer")
+    model, pairs = write_model(base / "model", "bert"), write_pairs(base / "pairs")
+    folder, result = safer.run_safer(check_recipe(recipe_data(base / "run", model, pairs), "test"))
+    return Finished(folder, model, pairs, result)
+
+
+@pytest.fixture
+def again(finished: Finished, runs: list[Run], tmp_path: Path) -> Callable[..., Run]:
+    """Run the recipe again in a copy of the finished folder, with changes; the `Run`, with what it built."""
+
+    def go(**changes: Any) -> Run:
+        folder = tmp_path / "run"
+        if not folder.exists():
+            finished.copy(folder)
+        safer.run_safer(check_recipe(finished.data(folder, **changes), "test"))
+        return runs[-1]
+
+    return go
