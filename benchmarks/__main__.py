@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks import demo, harness, reward
+from benchmarks import demo, harness, reward, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
@@ -34,11 +32,11 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
             sys.stderr.write(f"{name}: the machine is busy (load {load:.1f}): numbers will be off\n")
         result = BENCHMARKS[name](options.runs, lambda line: sys.stderr.write(f"  {line}\n") and None)
         path = harness.save(result, load, results)
-        harness.show(result)
+        tables.show(result)
         sys.stderr.write(f"{name}: written to {os.path.relpath(path)}\n")
     claims = [c for name in names for c in read_json(results / f"{name}.json")["claims"]]
     if options.name == "all":
-        harness.show_claims(claims, Console(), "all")
+        tables.show_claims(claims, tables.wide_console(), "all")
     return int(options.check and any(c["target"] and not c["holds"] for c in claims))
 
 

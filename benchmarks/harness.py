@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from seamark.run import versions, write_json
 
@@ -326,34 +324,3 @@ def save(result: Result, load: float, folder: Path = RESULTS) -> Path:
     path = folder / f"{result.name}.json"
     write_json(path, result.to_json(load))
     return path
-
-
-def show(result: Result, console: Console | None = None) -> None:
-    """Print a benchmark's rows, then its claims."""
-    console = console or Console()
-    if result.rows:
-        keys = list(dict.fromkeys(k for row in result.rows for k in row))
-        table = Table(*keys, title=f"{result.name}: {result.about}", title_justify="left")
-        for row in result.rows:
-            table.add_row(*(_cell(row.get(k)) for k in keys))
-        console.print(table)
-    show_claims([c.to_json() for c in result.claims], console, result.name)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        if value.get("median") is None:
-            return "–"
-        spread = f" ({value['low']:,g}–{value['high']:,g})" if value["low"] != value["high"] else ""
-        return f"{value['median']:,g}{spread}"
-    return "–" if value is None else f"{value:,g}" if isinstance(value, float) else str(value)
-
-
-def show_claims(claims: Sequence[Row], console: Console, title: str) -> None:
-    table = Table("claim", "value", "spread", "unit", "target", "holds", "n", title=f"Claims: {title}")
-    for c in claims:
-        spread = "" if c["low"] is None else f"{c['low']:,g} to {c['high']:,g}"
-        value = f"not available: {c['reason']}" if c["value"] is None else f"{c['value']:,g}"
-        table.add_row(c["name"], value, spread, c["unit"], c["target"],
-                      {True: "yes", False: "NO", None: "–"}[c["holds"]], str(c["n"]))  # fmt: skip
-    console.print(table)

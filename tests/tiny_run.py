@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +90,46 @@ def write_recipe(path: Path, data: dict[str, Any]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the inputs of the commands lie."""
+
+    base: str
+    """A tiny BERT without head."""
+    reward: str
+    """A tiny BERT with a reward head."""
+    causal: str
+    """A tiny Llama that is no reward model."""
+    pairs: dict[str, list[str]]
+
+    @property
+    def options(self) -> list[str]:
+        """The pairs as options."""
+        return [f"--pairs={group}={file}" for group, files in self.pairs.items() for file in files]
+
+    def recipe(self, folder: Path, **changes: Any) -> Path:
+        """A recipe that runs in `folder/run`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        data = recipe_data(folder / "run", changes.pop("model", self.base), changes.pop("pairs", self.pairs), **changes)
+        return write_recipe(folder / "recipe.yaml", data)
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    model: str
+    pairs: dict[str, list[str]]
+    result: dict[str, Any]
+
+    def data(self, out: Path | None = None, **changes: Any) -> dict[str, Any]:
+        """The recipe of this run, in another folder or with changes."""
+        model, pairs = changes.pop("model", self.model), changes.pop("pairs", self.pairs)
+        return recipe_data(out or self.folder, model, pairs, **changes)
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.folder, to))
+
+
 def seamark(*arguments: object, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, cwd=cwd,
@@ -113,3 +157,29 @@ def tree(folder: Path) -> dict[str, tuple[str, int]]:
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
+
+
+def call(*arguments: object) -> tuple[int, str, str]:
+    """The command line in this process: exit code, stdout and stderr."""
+    from seamark.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1
+    return code, out.getvalue(), err.getvalue()
+
+
+def the_error(code: int, out: str, err: str) -> str:
+    """The one line of an error, after checking that it is one line, the last, and that nothing else was said."""
+    lines = err.splitlines()
+    told = [line for line in lines if line.startswith("seamark: ")]
+    assert code == 2, err
+    assert out == ""
+    assert len(told) == 1, err
+    assert lines[-1] == told[0]
+    assert all(line.startswith(("▸ ", "✓ ", "  ")) for line in lines[:-1]), err
+    assert "Traceback" not in err
+    return told[0].removeprefix("seamark: ")

@@ -14,7 +14,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import __main__ as program
-from benchmarks import harness, reward
+from benchmarks import harness, reward, tables
 from benchmarks.harness import BenchmarkError, Claim, Result
 
 
@@ -159,7 +159,7 @@ def test_tables_show_what_holds_and_what_is_missing():
     out = io.StringIO()
     claims = [Claim("good", 6.0, "x", ">= 5", low=5.5, high=7.0, n=5), Claim("bad", 1.0, "x", ">= 5"),
               harness.missing("gone", "s", "<= 3", "no GPU")]  # fmt: skip
-    harness.show(Result("toy", "a toy", claims, [{"variant": "v", "x": {"median": 2.0, "low": 1.0, "high": 3.0}}]),
+    tables.show(Result("toy", "a toy", claims, [{"variant": "v", "x": {"median": 2.0, "low": 1.0, "high": 3.0}}]),
                  Console(file=out, width=200))  # fmt: skip
     text = out.getvalue()
     for part in ("5.5 to 7", "yes", "NO", "not available: no GPU", "2 (1–3)"):

@@ -21,9 +21,8 @@ def pairs(n: int = 12) -> Pairs:
     def words(i: int, length: int) -> str:
         return " ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(length))
 
-    return Pairs(tuple(
-        PreferencePair(f"p{i}", "safety", f"question {i}", words(i, 3 + i % 7), words(i + 1, 9 - i % 6)) for i in range(n)
-    ))  # fmt: skip
+    sides = [(words(i, 3 + i % 7), words(i + 1, 9 - i % 6)) for i in range(n)]
+    return Pairs(tuple(PreferencePair(f"p{i}", "safety", f"question {i}", c, r) for i, (c, r) in enumerate(sides)))
 
 
 def texts_of(model: RewardModel, data: Pairs) -> list:
@@ -43,9 +42,9 @@ def test_rewards_are_the_same(tmp_path, kind):
     model = RewardModel.from_pretrained(folder_of(tmp_path, kind))
     texts = texts_of(model, pairs())
     plain = model.rewards(texts)
+    ran: list[int] = []
     for n_blocks in range(1, model.n_blocks):
         cache = BlockCache.make(model, texts, n_blocks)
-        ran: list[int] = []
         block = model.hf.get_submodule(_block_path(model, 0))
         first = block.register_forward_hook(lambda *_: ran.append(1))
         inner = next(m for m in block.modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D")

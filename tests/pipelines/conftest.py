@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ import trl
 from seamark.pipelines import safer
 from seamark.pipelines.recipe import check_recipe
 from seamark.run import Run
-from tiny_run import recipe_data, write_model, write_pairs
+from tiny_run import Finished, recipe_data, write_model, write_pairs
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick_garbage() -> Iterator[None]:
     """Every stage collects garbage, and would look through all of torch and transformers for it."""
-    assert torch and transformers and trl
+    assert all((torch, transformers, trl))
     gc.freeze()
     yield
     gc.unfreeze()
@@ -41,22 +39,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     monkeypatch.setattr(safer, "Run", Spy)
     return opened
-
-
-@dataclass(frozen=True)
-class Finished:
-    folder: Path
-    model: str
-    pairs: dict[str, list[str]]
-    result: dict[str, Any]
-
-    def data(self, out: Path | None = None, **changes: Any) -> dict[str, Any]:
-        """The recipe of this run, in another folder or with changes."""
-        model, pairs = changes.pop("model", self.model), changes.pop("pairs", self.pairs)
-        return recipe_data(out or self.folder, model, pairs, **changes)
-
-    def copy(self, to: Path) -> Path:
-        return Path(shutil.copytree(self.folder, to))
 
 
 @pytest.fixture(scope="session")

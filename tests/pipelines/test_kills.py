@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from conftest import Finished
 from seamark.pipelines.recipe import load_recipe
 from seamark.pipelines.safer import run_safer
-from tiny_run import command, environment, seamark, without_stages, write_recipe
+from tiny_run import Finished, command, environment, seamark, without_stages, write_recipe
 
 STAGES = (
     "data", "noisy-1/data", "clean/reward-0", "noisy-0/reward", "clean/sae", "noisy-1/sae", "clean/scan",

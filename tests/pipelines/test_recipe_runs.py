@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from conftest import Finished
 from seamark.pipelines.recipe import check_recipe
 from seamark.pipelines.safer import run_safer
 from seamark.pipelines.tables import result_tables
-from tiny_run import GROUPS, METHODS, N_SEEDS, recipe_data, write_model, write_pairs
+from tiny_run import GROUPS, METHODS, N_SEEDS, Finished, recipe_data, write_model, write_pairs
 
 STAGES = {"data", "noise", "reward", "sae", "scan", "features", "clean/effects", "poison", "denoise", "report"}
 VOID = {"meta", "link", "br", "hr", "img", "input", "col", "wbr", "line", "rect", "path", "circle", "source"}
@@ -127,7 +126,7 @@ def test_workers_side_by_side_find_the_same(finished: Finished, tmp_path: Path) 
         "recipe", "stages", "denoise", "denoise_summary", "detection", "recovery",
     }  # fmt: skip
     made = sorted(p.parent.relative_to(folder) for p in folder.rglob("manifest.json"))
-    assert len(made) == 11 + 1  # the scan has a manifest of its own
+    assert len(made) == 11
     for stage in made:
         one, other = (json.loads((root / stage / "manifest.json").read_text()) for root in (folder, finished.folder))
         assert one.get("outputs") == other.get("outputs"), stage

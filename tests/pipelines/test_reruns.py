@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from conftest import Finished
 from seamark.pipelines.recipe import check_recipe
 from seamark.pipelines.safer import run_safer
 from seamark.run import Run
 from tiny import tiny_model
-from tiny_run import METHODS, tree, without_stages, write_model, write_pairs
+from tiny_run import METHODS, Finished, tree, without_stages, write_model, write_pairs
 
 Again = Callable[..., Run]
 OFF = {"poison__rates": [], "denoise__rates": []}

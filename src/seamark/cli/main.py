@@ -45,9 +45,17 @@ def main(args: Sequence[str] | None = None) -> int:
                 COMMANDS, prog="seamark", description="Find, explain and repair safety features.", args=words
             )
     except SeamarkError as e:
-        sys.stderr.write(" ".join(f"seamark: {e}".split()) + "\n")
-        return 2
+        return _tell(str(e))
+    except OSError as e:
+        if e.filename is None:  # not about a path that the user gave
+            raise
+        return _tell(f"{e.filename}: cannot be used ({e.strerror}). Check the path, or choose another --out")
     except KeyboardInterrupt:
         sys.stderr.write("seamark: interrupted; run the same command again to go on\n")
         return 130
     return 0
+
+
+def _tell(problem: str) -> int:
+    sys.stderr.write(" ".join(f"seamark: {problem}".split()) + "\n")
+    return 2

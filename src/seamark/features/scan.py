@@ -242,7 +242,7 @@ def _is_done(out: Path, key: str) -> bool:
 def _prepare(out: Path) -> Path:
     """An empty scratch folder inside `out`; an older scan there stays until the new one is whole."""
     out.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - _PARTS - {"result.json"})
+    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - _PARTS - _OTHERS)
     if strangers and not (out / MANIFEST).exists():
         raise RunError(f"the folder holds {strangers[0]!r} and is no scan", where=str(out), fix="Choose another --out")
     partial = out / ".scan"
@@ -253,6 +253,8 @@ def _prepare(out: Path) -> Path:
 
 
 _PARTS = {MANIFEST, "texts.parquet", "rendered.parquet", "saes", "tokens"}
+_OTHERS = {"manifest.json", "result.json"}
+"""What a run or a command leaves beside a scan."""
 
 
 def _finish(partial: Path, out: Path) -> None:

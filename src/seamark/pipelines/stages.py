@@ -67,7 +67,8 @@ def prepare_data(
         found, train, test = demo_pairs(), demo_pairs("train"), demo_pairs("test")
     for name, side in (("training", train), ("test", test)):
         if not len(side.group(target)):
-            raise DataError(f"no {name} pair in the target group {target!r}", fix=f"Give pairs as {target}=FILE")
+            fix = "Give more pairs" if target in found.groups else f"Give pairs as {target}=FILE"
+            raise DataError(f"no {name} pair in the target group {target!r}", fix=fix)
     if not set(train.groups) - {target}:
         raise DataError(f"there are only pairs of the group {target!r}", fix="Give pairs of another group too, such as "
                         "chat=FILE: safety features are told from others by them")  # fmt: skip
