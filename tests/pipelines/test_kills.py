@@ -80,8 +80,7 @@ def test_killed_in_three_stages_a_run_ends_in_the_same_result(finished: Finished
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "workers"), [(stage, 1 + i % 2) for i, stage in enumerate(STAGES)])
 def test_killed_in_any_stage(stage: str, workers: int, finished: Finished, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", finished.data(tmp_path / "run", workers=workers))
     for delay in (0.0, 0.15):  # the second time it goes on, and is killed later
