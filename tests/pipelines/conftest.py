@@ -12,7 +12,7 @@ import torch
 import transformers
 import trl
 
-from seamark.pipelines import safer
+from seamark.pipelines import runner
 from seamark.pipelines.recipe import check_recipe
 from seamark.run import Run
 from tiny_run import Finished, recipe_data, write_model, write_pairs
@@ -37,7 +37,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
             super().__init__(root)
             opened.append(self)
 
-    monkeypatch.setattr(safer, "Run", Spy)
+    monkeypatch.setattr(runner, "Run", Spy)
     return opened
 
 
@@ -45,7 +45,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     base = tmp_path_factory.mktemp("safer")
     model, pairs = write_model(base / "model", "bert"), write_pairs(base / "pairs")
-    folder, result = safer.run_safer(check_recipe(recipe_data(base / "run", model, pairs), "test"))
+    folder, result = runner.run_safer(check_recipe(recipe_data(base / "run", model, pairs), "test"))
     return Finished(folder, model, pairs, result)
 
 
@@ -57,7 +57,7 @@ def again(finished: Finished, runs: list[Run], tmp_path: Path) -> Callable[..., 
         folder = tmp_path / "run"
         if not folder.exists():
             finished.copy(folder)
-        safer.run_safer(check_recipe(finished.data(folder, **changes), "test"))
+        runner.run_safer(check_recipe(finished.data(folder, **changes), "test"))
         return runs[-1]
 
     return go

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from seamark.pipelines.recipe import load_recipe
-from seamark.pipelines.safer import run_safer
+from seamark.pipelines.runner import run_safer
 from tiny_run import Finished, command, environment, seamark, without_stages, write_recipe
 
 STAGES = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from seamark.pipelines.recipe import check_recipe
-from seamark.pipelines.safer import run_safer
+from seamark.pipelines.runner import run_safer
 from seamark.pipelines.tables import result_tables
 from tiny_run import GROUPS, METHODS, N_SEEDS, Finished, recipe_data, write_model, write_pairs
 

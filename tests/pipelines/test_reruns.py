@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from seamark.pipelines.recipe import check_recipe
-from seamark.pipelines.safer import run_safer
+from seamark.pipelines.runner import run_safer
 from seamark.run import Run
 from tiny import tiny_model
 from tiny_run import METHODS, Finished, tree, without_stages, write_model, write_pairs

@@ -53,7 +53,7 @@ def run(
 
 
 def _run(common: Common, **overrides: Any) -> None:
-    from seamark.pipelines.safer import run_safer
+    from seamark.pipelines.runner import run_safer
     from seamark.pipelines.tables import result_tables
 
     recipe = the_recipe(common, **overrides)

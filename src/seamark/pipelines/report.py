@@ -61,11 +61,15 @@ def _summary(found: Mapping[str, Any], target: str) -> tuple[str, ...]:
     lines = [f"The reward model ranks held-out pairs right: {accuracy}."]
     effect = found["effect"]
     if effect["D"] is not None:
-        sure = "its interval excludes 0" if effect["low"] > 0 or effect["high"] < 0 else "its interval includes 0"
+        if effect["low"] is None:
+            sure = f"no interval: {effect['reason']}"
+        else:
+            side = "excludes" if effect["low"] > 0 or effect["high"] < 0 else "includes"
+            sure = f"95 % interval {100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}, which {side} 0"
         lines.append(
             f"Flipping {100 * effect['rate']:g} % of the {target} pairs by SAFER's score costs "
             f"{100 * effect['D']:+.1f} points of {target} accuracy more than flipping random ones "
-            f"(95 % interval {100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}; {sure})."
+            f"({sure})."
         )
     return tuple(lines)
 
@@ -116,12 +120,16 @@ def _accuracy(found: Mapping[str, Any]) -> rd.Accuracy:
     reward = found["reward"]
     rows = []
     for g, counts in found["data"]["groups"].items():
+        if g not in reward["accuracy"]:
+            none = Estimate.not_available("no pair of this group was held out")
+            rows.append(rd.AccuracyRow(group=g, pairs=0, model=none, length=none, bag_of_words=none))
+            continue
         low, high = reward["interval"][g]
         rows.append(rd.AccuracyRow(
             group=g, pairs=counts["test"],
             model=Estimate(value=reward["accuracy"][g], low=low, high=high, n=counts["test"]),
             length=Estimate(value=reward["length_baseline"][g], n=counts["test"]),
-            bag_of_words=Estimate(value=reward["bag_of_words"].get(g), n=counts["test"]),
+            bag_of_words=Estimate.model_validate(found["reward"]["bag_of_words_estimate"][g]),
         ))  # fmt: skip
         rows += [
             rd.AccuracyRow(

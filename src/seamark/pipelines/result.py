@@ -33,7 +33,7 @@ def write_result(done: Done, run: Run) -> dict[str, Any]:
         return current
     with run.measure("report"):
         write_report(report_data(done, found, poison, denoise), report)
-    result = found | {"stages": run.timings}
+    result = found | {"stages": {title: run.timings[title] for title in run.titles if title in run.timings}}
     write_json(result_file, result)
     return result
 
@@ -46,13 +46,14 @@ def collect(done: Done, poison: Experiment | None, denoise: Experiment | None) -
     groups = reward["evaluation"]["groups"]
     result = {
         "schema_version": SCHEMA,
-        "recipe": done.recipe.model_dump(mode="json"),
+        "recipe": done.recipe.model_dump(mode="json", exclude={"out", "workers"}),
         "data": {k: data[k] for k in ("groups", "rejected", "reject_reasons")},
         "reward": {
             "accuracy": {g: v["accuracy"]["value"] for g, v in groups.items()},
             "interval": {g: [v["accuracy"]["low"], v["accuracy"]["high"]] for g, v in groups.items()},
             "length_baseline": {g: v["longer_wins"]["value"] for g, v in groups.items()},
             "bag_of_words": {g: v["value"] for g, v in data["bag_of_words"].items()},
+            "bag_of_words_estimate": data["bag_of_words"],
             "categories": reward["evaluation"]["categories"],
             "training": reward["training"],
         },

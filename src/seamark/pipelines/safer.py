@@ -11,14 +11,10 @@ method knows comes from the noisy file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 from seamark.audit.editing import denoise, edit_count, poison
 from seamark.audit.experiment import Cell, Experiment, Kind, retrain
@@ -28,11 +24,9 @@ from seamark.model.hookpoints import parse_hookpoint
 from seamark.model.pretrained import load_config
 from seamark.pipelines import stages
 from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
-from seamark.run import Run, Stage, Workers, file_digest, say
+from seamark.run import Run, Stage, Workers, file_digest
 from seamark.text import demo_pairs
 from seamark.text.pairs import Pairs
-
-_WORKER_GIB = 1.5
 
 
 @dataclass(frozen=True)
@@ -98,7 +92,8 @@ class SaferRun:
         by_seed = {w.seed: w for w in found[1:]} or dict.fromkeys(self.recipe.seeds, clean)
         denoised = self._experiment("denoise", self.recipe.denoise, data, by_seed, clean_cells)
         return Done(self.recipe, self.run.root, data, clean, effects, {w.seed: w for w in found[1:]},
-                    {"poison": poisoned, "denoise": denoised}, clean_cells, self.run.timings)  # fmt: skip
+                    {"poison": poisoned, "denoise": denoised}, clean_cells,
+                    {t: self.run.timings[t] for t in self.run.titles if t in self.run.timings})  # fmt: skip
 
     def _data_stage(self) -> Stage:
         part = self.recipe.data
@@ -258,37 +253,9 @@ def retrain_from(
     return retrain(folder, train, test, lower=lower, **arguments)
 
 
-def make_workers(recipe: SaferRecipe) -> Workers:
-    """As many processes as cores and memory allow on a CPU; one where there is a GPU, which they would share."""
-    if recipe.workers is not None:
-        return Workers(recipe.workers, recipe.threads)
-    if torch.cuda.is_available():
-        return Workers(1, max(recipe.threads, os.cpu_count() or 1))
-    cores = max(1, len(os.sched_getaffinity(0)) // recipe.threads) if hasattr(os, "sched_getaffinity") else 1
-    fits = max(1, int(psutil.virtual_memory().available / 2**30 / _WORKER_GIB))
-    return Workers(min(cores, fits), recipe.threads)
-
-
 def read_experiment(done: Done, kind: Kind) -> Experiment | None:
     """Margins of an experiment's retrainings; None if it was not run."""
     if not done.cells[kind]:
         return None
     test = Pairs.from_jsonl(done.data / stages.TEST)
     return Experiment.read(kind, test, done.cells[kind], done.recipe.target)
-
-
-def run_safer(recipe: SaferRecipe) -> tuple[Path, dict[str, Any]]:
-    """Run a recipe in its folder and write `result.json` and `report.html` there.
-
-    Returns:
-        The run folder and the result.
-    """
-    from seamark.pipelines.result import write_result
-
-    with Run(Path(recipe.out)) as run, make_workers(recipe) as workers:
-        done = SaferRun(recipe, run, workers).go()
-        workers.close()
-        result = write_result(done, run)
-        if not run.built:
-            say("Nothing to do: every stage was done before with this recipe.")
-        return run.root, result

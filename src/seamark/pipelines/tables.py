@@ -28,7 +28,8 @@ def result_tables(result: Mapping[str, Any], target: str) -> Iterator[Table]:
     effect = result["effect"]
     if effect.get("D") is not None:
         title = f"Effect D: {target} accuracy lost by SAFER's flips minus that lost by random flips"
-        interval = f"{100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}"
+        known = effect["low"] is not None
+        interval = f"{100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}" if known else "not available"
         row = (_percent(effect["rate"]), f"{100 * effect['D']:+.1f} points", interval)
         yield rich_table(title, ("rate", "D", "95 % interval"), [row])
 

@@ -78,6 +78,8 @@ class Run:
         self.timings: dict[str, dict[str, float]] = {}
         self.built: list[str] = []
         self.skipped: list[str] = []
+        self.titles: list[str] = []
+        """Titles of the work of this run, in order, whether done now or before."""
         self._lock = _lock(root)
         shutil.rmtree(root / _STALE, ignore_errors=True)
         for half in root.glob(".*.tmp"):  # a file that a killed process was writing
@@ -104,6 +106,7 @@ class Run:
 
         Their time and memory are recorded together under `title`.
         """
+        self.titles.append(title)
         identities = {s.name: s.identity() for s in stages}
         todo = [s for s in stages if not self._is_done(self.root / s.name, digest(identities[s.name]))]
         done = [s.name for s in stages if s not in todo]
@@ -120,6 +123,7 @@ class Run:
     @contextlib.contextmanager
     def measure(self, title: str) -> Iterator[None]:
         """Record time and memory of work that is no stage of its own, under `title`."""
+        self.titles.append(title)
         start = time.monotonic()
         with disk_errors(self.root):
             with RssMeter() as rss:
