@@ -147,6 +147,15 @@ class SaferRecipe(_Part):
         _check_unique(value)
         return value
 
+    @model_validator(mode="after")
+    def _positions_fit_normalization(self) -> SaferRecipe:
+        """The paper sums over prompt and response; means by pair must not count prompts."""
+        paper = self.features.normalization == "paper"
+        if paper != (self.scan.scope == "all"):
+            needed = "all" if paper else "response"
+            raise ValueError(f"features.normalization {self.features.normalization} needs scan.scope {needed}")
+        return self
+
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> SaferRecipe:
     """Read and check a recipe; `overrides` (nested) win over the file.

@@ -98,7 +98,7 @@ def _data(found: Mapping[str, Any], done: Done) -> rd.DataSummary:
     return rd.DataSummary(
         groups=tuple(
             rd.GroupSummary(
-                group=g, read=v["pairs"] + v["rejected"], rejected=v["rejected"], duplicates=v["duplicates"],
+                group=g, read=v["read"], rejected=v["rejected"], duplicates=v["duplicates"],
                 train=v["train"], test=v["test"], truncated=truncated.get(g),
             )
             for g, v in found["data"]["groups"].items()
@@ -290,6 +290,10 @@ def _notes(found: Mapping[str, Any], target: str) -> tuple[str, ...]:
         "A contrastive score is a correlation with the label. The direct effect is an intervention: the mean change of "
         "the reward when the feature is raised by its own top activation on every response position.",
     ]
+    part = found["recipe"]["features"]
+    if part["min_rating"] < 5:
+        notes.append(f"Features rated {part['min_rating']} or more were kept; SAFER keeps those that an LLM rates 5. "
+                     "The statistical rater gives 5 to features that fire in few texts only.")  # fmt: skip
     for g, accuracy in found["reward"]["accuracy"].items():
         words = found["reward"]["bag_of_words"].get(g)
         if accuracy < WEAK_JUDGE:

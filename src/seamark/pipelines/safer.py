@@ -16,17 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seamark.audit.editing import denoise, edit_count, poison
 from seamark.audit.experiment import Cell, Experiment, Kind, retrain
-from seamark.errors import ConfigError
+from seamark.errors import ConfigError, DataError
 from seamark.model import resolve_name
 from seamark.model.hookpoints import parse_hookpoint
+from seamark.model.precision import resolve_precision
 from seamark.model.pretrained import load_config
 from seamark.pipelines import stages
 from seamark.pipelines.recipe import ExperimentPart, SaferRecipe
-from seamark.run import Run, Stage, Workers, file_digest
+from seamark.run import Run, Stage, Workers, disk_errors, file_digest, read_json, write_json
 from seamark.text import demo_pairs
 from seamark.text.pairs import Pairs
+
+_TEXT_FILES = (".txt", ".jsonl", ".gz", ".json", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class SaferRun:
     """One run of a recipe in its folder."""
 
     def __init__(self, recipe: SaferRecipe, run: Run, workers: Workers) -> None:
-        self.recipe, self.run, self.workers = recipe, run, workers
+        self.recipe, self.run, self.workers = _with_precision(recipe, run), run, workers
         self.lower: dict[str, Path] = {}
         base = resolve_name(recipe.model)
         # A local base counts with its bytes: other weights under the same path are another run.
@@ -78,6 +83,7 @@ class SaferRun:
     def go(self) -> Done:
         """All stages but the report; those that are done are skipped."""
         self._check_hookpoint()
+        self._check_before_training()
         data = self.run.stage(self._data_stage())
         self._check_rates(Pairs.from_jsonl(data / stages.TRAIN))
         self.lower = self._lower_blocks(data)
@@ -115,6 +121,20 @@ class SaferRun:
             raise ConfigError(f"sae.hookpoint {name} is out of range: {self.recipe.model} has {n_blocks} blocks",
                               fix=f"Choose one from layers.0 to layers.{n_blocks - 1}")  # fmt: skip
 
+    def _check_before_training(self) -> None:
+        """What would only fail after the reward models were trained."""
+        text, training = self.recipe.data.general_text, self.recipe.reward
+        if text and not Path(text).exists() and (Path(text).suffix in _TEXT_FILES or text.startswith((".", "/", "~"))):
+            raise DataError("no such file", where=f"data.general_text: {text}")
+        if training.batch_size % training.accumulate:
+            raise ConfigError(
+                f"reward.accumulate {training.accumulate} does not divide batch_size {training.batch_size}"
+            )
+        n_blocks = n_blocks_of(self.recipe.model)
+        if training.trainable_blocks is not None and n_blocks is not None and training.trainable_blocks > n_blocks:
+            raise ConfigError(f"reward.trainable_blocks is {training.trainable_blocks}, "
+                              f"{self.recipe.model} has {n_blocks} blocks")  # fmt: skip
+
     def _check_rates(self, train: Pairs) -> None:
         """The same for what depends on the number of pairs."""
         size = len(train.group(self.recipe.target))
@@ -145,7 +165,8 @@ class SaferRun:
         if (n_blocks_of(self.recipe.model) or 0) <= trained:
             return {}
         stage = Stage("lower-blocks", stages.read_lower_blocks,
-                      {"training": training, "threads": self.recipe.threads, **self.base}, {"data": data})  # fmt: skip
+                      {"training": {k: training[k] for k in stages.LOWER_BLOCKS_SETTINGS},
+                       "threads": self.recipe.threads, **self.base}, {"data": data})  # fmt: skip
         return {"lower": self.run.stage(stage, self.workers)}
 
     def _retrain_stage(
@@ -232,6 +253,20 @@ class SaferRun:
                     )
         made = self.run.stages(kind, list(planned.values()), self.workers)
         return done | {cell: made[s.name] for cell, s in planned.items()}
+
+
+def _with_precision(recipe: SaferRecipe, run: Run) -> SaferRecipe:
+    """The recipe with every `auto` replaced by what this machine is fast at, measured once and kept with the run."""
+    file = run.root / "choices.json"
+    if not file.exists():
+        with disk_errors(run.root):
+            write_json(file, {"auto": resolve_precision("auto", "cuda" if torch.cuda.is_available() else "cpu")})
+    auto = read_json(file)["auto"]
+    parts = {name: getattr(recipe, name) for name in ("reward", "sae", "scan")}
+    fixed = {
+        name: part.model_copy(update={"precision": auto}) for name, part in parts.items() if part.precision == "auto"
+    }
+    return recipe.model_copy(update=fixed)
 
 
 def n_blocks_of(model: str) -> int | None:

@@ -26,10 +26,9 @@ from seamark.features import scan as run_scan
 from seamark.model import BlockCache, HookedModel, RewardModel, RewardTraining
 from seamark.model.precision import resolve_precision
 from seamark.pipelines.recipe import SAEPart
-from seamark.run import write_json
+from seamark.run import say, write_json
 from seamark.sae import SparseAutoencoder
 from seamark.text import (
-    ReadOptions,
     bag_of_words_accuracy,
     demo_pairs,
     longer_wins,
@@ -61,10 +60,13 @@ def prepare_data(
     `pairs` are (group, files): in this order they are trained on, so the order is part of the key.
     """
     if pairs:
-        found = read_pairs({g: list(files) for g, files in pairs}, options=ReadOptions(max_pairs=max_pairs))
+        found = read_pairs({g: list(files) for g, files in pairs})
+        sizes = {g: len(found.group(g)) for g in found.groups}
+        found = found.sample(max_pairs) if max_pairs else found
         train, test = found.split(test_share, split_seed)
     else:
         found, train, test = demo_pairs(), demo_pairs("train"), demo_pairs("test")
+        sizes = {g: len(found.group(g)) for g in found.groups}
     for name, side in (("training", train), ("test", test)):
         if not len(side.group(target)):
             fix = "Give more pairs" if target in found.groups else f"Give pairs as {target}=FILE"
@@ -75,6 +77,9 @@ def prepare_data(
     train.to_jsonl(folder / TRAIN)
     test.to_jsonl(folder / TEST)
     write_rejected(found, folder / "rejected.jsonl")
+    say(f"  {sum(sizes.values())} usable pairs, {len(found.rejected)} rows rejected"
+        f"{', see rejected.jsonl in the data folder' if found.rejected else ''}; {len(train)} to train on, {len(test)} "
+        "held out")  # fmt: skip
     reasons = Counter(row.reason.split(" of row ")[0] for row in found.rejected)
     group_of = {str(f): g for g, files in pairs for f in files}
     lost = Counter(group_of.get(row.file, "") for row in found.rejected)
@@ -84,6 +89,7 @@ def prepare_data(
         {
             "groups": {
                 g: {
+                    "read": sizes[g] + lost[g],
                     "pairs": len(found.group(g)),
                     "train": len(train.group(g)),
                     "test": len(test.group(g)),
@@ -99,6 +105,10 @@ def prepare_data(
         },
     )
     return {}
+
+
+LOWER_BLOCKS_SETTINGS = ("max_length", "precision", "attention", "dropout", "trainable_blocks")
+"""Settings of the training that decide what the frozen blocks give."""
 
 
 def read_lower_blocks(

@@ -148,6 +148,13 @@ class Pairs(Sequence[PreferencePair]):
         is_test = {p.id: hash_unit(p.prompt_key, seed) < test_share for p in self.items}
         return self.where(lambda p: not is_test[p.id]), self.where(lambda p: is_test[p.id])
 
+    def sample(self, most: int) -> Pairs:
+        """At most `most` pairs of each group, those whose ids hash lowest, in their order."""
+        kept: set[str] = set()
+        for name in self.groups:
+            kept |= set(sorted(self.group(name).ids, key=lambda i: (hash_unit(i), i))[:most])
+        return self.where(lambda p: p.id in kept)
+
     def fingerprint(self) -> str:
         """Hash of ids, groups and labels in order: equal fingerprints mean equal training data."""
         h = hashlib.sha256()

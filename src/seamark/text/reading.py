@@ -92,6 +92,10 @@ def write_rejected(pairs: Pairs, path: Path) -> None:
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+_OWN_FIELDS = {"id", "group", "prompt", "chosen", "rejected", "source", "category"}
+"""Rows with all of these come from Seamark itself and know their group: a file may hold several."""
+
+
 @dataclass
 class _Reading:
     """What has been read so far."""
@@ -140,6 +144,9 @@ class _Reading:
 
     def _take(self, group: str, file: str, number: int, data: Mapping[str, Any]) -> str:
         """Add a row as a pair, or give the reason why not."""
+        written_for = data.get("group") if data.keys() >= _OWN_FIELDS else group
+        if written_for != group:
+            return "written by Seamark for another group"
         try:
             fields = parse_row(data, self.options.columns)
         except BadRowError as error:
