@@ -31,10 +31,7 @@ def texts_of(model: RewardModel, data: Pairs) -> list:
 
 
 def folder_of(tmp_path, kind: str) -> str:
-    try:
-        return tiny_folder(tmp_path / kind, kind)
-    except KeyError:
-        pytest.skip(f"tests/tiny.py has no {kind}")
+    return tiny_folder(tmp_path / kind, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
