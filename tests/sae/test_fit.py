@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from seamark.errors import ConfigError, DataError
-from seamark.sae import FitConfig, FitLog, SAEConfig, SparseAutoencoder, fit
+from seamark.sae import FitConfig, FitLog, SAEConfig, SparseAutoencoder, fit, quality
+from seamark.sae.config import Activation
+from seamark.sae.trainer import Trainer, geometric_median
 
 D_IN, D_SAE, K = 16, 64, 4
 
@@ -28,11 +30,10 @@ HOW = FitConfig(lr=3e-3, batch_size=128, seed=5)
 def dense_losses(chunks: list[Tensor], how: FitConfig, total: int) -> list[float]:
     """The same training with dense latents, autograd and an ordinary Adam."""
     sae = SparseAutoencoder(SAE, seed=how.seed)
-    xs = [sae.preprocess(c)[0] for c in chunks]
+    batches = torch.cat([sae.preprocess(c)[0] for c in chunks]).split(how.batch_size)
     with torch.no_grad():
-        sae.b_dec.copy_(xs[0].mean(0))
+        sae.b_dec.copy_(batches[0].mean(0))
     optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=True)
-    batches = torch.cat(xs).split(how.batch_size)
     losses = []
     for step, x in enumerate(batches):
         pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
@@ -40,21 +41,27 @@ def dense_losses(chunks: list[Tensor], how: FitConfig, total: int) -> list[float
         loss = ((z @ sae.W_dec + sae.b_dec - x).square().sum(1) / x.square().sum(1)).mean()
         optimizer.zero_grad()
         loss.backward()
+        assert sae.W_dec.grad is not None
+        if how.remove_parallel:
+            sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec.detach()
         if how.clip:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), how.clip)
         optimizer.param_groups[0]["lr"] = how.rate(step, len(batches))
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % 10 == 0:
+        if (step + 1) % how.decoder_norm_every == 0:
             sae.normalize_decoder()
     return losses
 
 
-def test_loss_curve_coincides_with_dense_training() -> None:
+@pytest.mark.parametrize("encoder", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("clip", [1.0, 0.01, None])
+def test_loss_curve_coincides_with_dense_training(encoder: str, clip: float | None) -> None:
     chunks = stream()
     log: list[FitLog] = []
-    fit(chunks, {"a": (SAE, HOW)}, positions=3000, log=log.append)
-    expected = dense_losses(chunks, HOW, 3000)
+    how = HOW.model_copy(update={"encoder": encoder, "clip": clip})
+    fit(chunks, {"a": (SAE, how)}, positions=3000, log=log.append)
+    expected = dense_losses(chunks, how, 3000)
     got = [entry.loss for entry in log]
     assert got == pytest.approx(expected, rel=1e-3)
     assert got[:5] == pytest.approx(expected[:5], rel=1e-5)
@@ -72,9 +79,7 @@ def test_many_from_one_stream_equal_each_alone() -> None:
 
 def test_the_chunking_of_the_stream_does_not_matter() -> None:
     whole = torch.cat(stream())
-    start = SparseAutoencoder(SAE)
-    a = fit(list(whole.split(700)), {"a": (SAE, HOW)}, positions=3000, init={"a": start})["a"]
-    b = fit(list(whole.split(128)), {"a": (SAE, HOW)}, positions=3000, init={"a": SparseAutoencoder(SAE)})["a"]
+    a, b = (fit(list(whole.split(n)), {"a": (SAE, HOW)}, positions=3000)["a"] for n in (700, 128))
     torch.testing.assert_close(a.W_dec, b.W_dec, rtol=1e-5, atol=1e-6)
 
 
@@ -124,3 +129,119 @@ def test_errors() -> None:
         fit(stream(), {"a": (SAE, HOW)}, positions=3000, init={"a": other})
     with pytest.raises(ConfigError, match="no autoencoder"):
         fit(stream(), {}, positions=3000)
+
+
+VARIANTS: dict[Activation, dict[str, object]] = {
+    "topk": {}, "topk_relu": {"loss": "squared"}, "batch_topk": {"loss": "squared"},
+    "jumprelu": {"loss": "squared", "sparsity": 0.5, "bandwidth": 0.05, "initial_threshold": 0.05},
+    "relu": {"loss": "squared", "sparsity": 0.3},
+}  # fmt: skip
+
+
+def variant(name: Activation, **more: object) -> tuple[SAEConfig, FitConfig]:
+    k = K if "topk" in name else None
+    what = SAEConfig(d_in=D_IN, d_sae=D_SAE, k=k, activation=name, hookpoint="layers.1")
+    return what, FitConfig(**({"lr": 3e-3, "batch_size": 128} | VARIANTS[name] | more))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_learns_and_encodes_as_it_was_trained(name: Activation) -> None:
+    whole = torch.cat(stream(14_000))
+    log: list[FitLog] = []
+    sae = fit(whole[2000:].split(700), {"a": variant(name)}, positions=12_000, log=log.append)["a"]
+    assert log[-1].fvu is not None
+    assert log[0].fvu is not None
+    assert log[-1].fvu < 0.5 * log[0].fvu
+    q = quality(sae, [whole[:2000]])
+    assert q.fvu == pytest.approx(log[-1].fvu, abs=0.1)
+    assert q.l0 == pytest.approx(log[-1].l0, rel=0.35)
+
+
+def test_a_suite_of_variants_equals_each_alone() -> None:
+    suite = {name: variant(name, seed=i, aux_coefficient=1 / 32, dead_after=500) for i, name in enumerate(VARIANTS)}
+    together = fit(stream(), suite, positions=3000)
+    for name, how in suite.items():
+        assert fit(stream(), {name: how}, positions=3000)[name].fingerprint() == together[name].fingerprint()
+
+
+def test_hookpoints_get_their_own_part_of_the_stream() -> None:
+    a, b = stream(seed=0), stream(seed=1)
+    other = SAE.model_copy(update={"hookpoint": "layers.2.mlp"})
+    both = [{"layers.1": x, "layers.2.mlp": y} for x, y in zip(a, b, strict=True)]
+    suite = fit(both, {"a": (SAE, HOW), "b": (other, HOW)}, positions=3000)
+    assert suite["a"].fingerprint() == fit(a, {"a": (SAE, HOW)}, positions=3000)["a"].fingerprint()
+    assert suite["b"].fingerprint() == fit(b, {"b": (other, HOW)}, positions=3000)["b"].fingerprint()
+    with pytest.raises(ConfigError, match=r"no activations of 'layers\.9'"):
+        fit(both, {"a": (SAE.model_copy(update={"hookpoint": "layers.9"}), HOW)}, positions=3000)
+
+
+def test_expected_norm_scaling_is_folded() -> None:
+    """Training on 1000 · x with the scale gives the autoencoder of x without, in the units of 1000 · x."""
+    whole = torch.cat(stream())
+    mean_norm = float(whole[:128].norm(dim=1).mean())
+    what = SAE.model_copy(update={"normalize": "none"})
+    plain = whole * (D_IN**0.5 / mean_norm)
+    expected = fit([plain], {"a": (what, HOW)}, positions=3000)["a"]
+    for threshold in (False, True):
+        kind = {"activation": "batch_topk"} if threshold else {}
+        config = (what.model_copy(update=kind), HOW.model_copy(update={"scale": "expected_norm"}))
+        sae = fit([whole * 1000], {"a": config}, positions=3000)["a"]
+        if not threshold:
+            torch.testing.assert_close(sae(whole * 1000), expected(plain) * (1000 * mean_norm / D_IN**0.5),
+                                       rtol=1e-3, atol=1.0)  # fmt: skip
+        again = fit([whole * 1000], {"a": config}, positions=3000, init={"a": sae})["a"]
+        q = quality(again, [whole * 1000])
+        assert q.fvu is not None
+        assert q.fvu < 0.5
+
+
+def test_aux_k_revives_dead_latents() -> None:
+    dead = {}
+    for coefficient in (0.0, 1.0):
+        how = HOW.model_copy(update={"aux_coefficient": coefficient, "dead_after": 500, "clip": None})
+        start = SparseAutoencoder(SAE, seed=1)
+        with torch.no_grad():
+            start.b_enc[: D_SAE // 2] = -2.0
+        log: list[FitLog] = []
+        fit(stream(12_000), {"a": (SAE, how)}, positions=12_000, init={"a": start}, log=log.append)
+        dead[coefficient] = log[-1].dead_share
+    assert dead[0.0] > 0.3
+    assert dead[1.0] < 0.5 * dead[0.0]
+
+
+def test_first_b_dec() -> None:
+    x = torch.cat(stream())[:128]
+    x[0] += 1e4  # one position far off
+    for init in ("mean", "geometric_median", "zeros"):
+        what = SAE.model_copy(update={"normalize": "none"})
+        how = HOW.model_copy(update={"b_dec_init": init, "lr": 1e-12})
+        b_dec = fit([x], {"a": (what, how)}, positions=128)["a"].b_dec
+        middle = {"mean": x.mean(0), "geometric_median": geometric_median(x), "zeros": torch.zeros(D_IN)}[init]
+        torch.testing.assert_close(b_dec, middle)
+    assert (geometric_median(x) - x[1:].mean(0)).norm() < 0.1 * (x.mean(0) - x[1:].mean(0)).norm()
+    square = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    torch.testing.assert_close(geometric_median(square), torch.zeros(2))
+
+
+def test_log_says_what_happened() -> None:
+    log: list[FitLog] = []
+    fit(stream(), {"a": (SAE, HOW)}, positions=3000, log=log.append)
+    assert [entry.step for entry in log] == list(range(24))
+    assert {entry.steps for entry in log} == {24}
+    assert [entry.positions for entry in log] == [*range(128, 3000, 128), 3000]
+    assert [entry.step for entry in log if entry.fvu is not None] == [0, 10, 20, 23]
+    assert all(entry.l0 == K for entry in log)
+    assert log[0].per_second > 0
+    assert log[-1].seconds_left == 0 < log[0].seconds_left
+    assert log[0].encoding == "fp32"  # too small for anything else to pay
+
+
+def test_rows_of_one_batch_do_not_outlive_it() -> None:
+    """What waits for the next batch is a copy: a chunk that its maker overwrites does no harm."""
+    sae = SparseAutoencoder(SAE.model_copy(update={"normalize": "none"}))
+    trainer = Trainer("a", sae, HOW, 3000, fresh=True)
+    chunk = torch.cat(stream())[:200].clone()
+    trainer.feed(chunk)
+    kept = trainer.state()[1]["waiting"].clone()
+    chunk.zero_()
+    assert torch.equal(trainer.state()[1]["waiting"], kept)

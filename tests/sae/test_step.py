@@ -1,70 +1,209 @@
-"""The sparse step against plain dense autograd."""
+"""The sparse step of every variant against plain dense autograd in float64."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seamark.sae.step import Weights, loss_and_gradients
-from seamark.sae.topk import encode_top_k, top_k
+from seamark.sae.config import FitConfig, SAEConfig
+from seamark.sae.encoder import Encoder
+from seamark.sae.step import Problem, Weights, dense_loss_and_gradients, loss_and_gradients
+from seamark.sae.topk import top_k
+
+VARIANTS = {
+    "topk": ({"activation": "topk", "k": 6}, {}),
+    "topk-squared": ({"activation": "topk", "k": 6}, {"loss": "squared"}),
+    "topk-no-b_dec": ({"activation": "topk", "k": 6, "subtract_b_dec": False}, {}),
+    "topk-all": ({"activation": "topk", "k": 96}, {}),
+    "topk_relu": ({"activation": "topk_relu", "k": 40}, {"loss": "squared"}),
+    "batch_topk": ({"activation": "batch_topk", "k": 6}, {"loss": "squared"}),
+    "batch_topk-wide": ({"activation": "batch_topk", "k": 30}, {}),
+    "jumprelu": ({"activation": "jumprelu"}, {"loss": "squared", "sparsity": 0.3, "bandwidth": 0.4}),
+    "jumprelu-relative": ({"activation": "jumprelu"}, {"sparsity": 0.01, "bandwidth": 0.4}),
+    "relu": ({"activation": "relu"}, {"loss": "squared", "sparsity": 0.3}),
+    "relu-no-b_dec": ({"activation": "relu", "subtract_b_dec": False}, {"sparsity": 0.01}),
+}
+D_IN, D_SAE, N = 12, 96, 50
 
 
-def weights(d_in: int, d_sae: int, dtype: torch.dtype = torch.float64) -> Weights:
+class Jump(torch.autograd.Function):
+    """JumpReLU with the straight-through gradient of arXiv 2407.14435, eq. 11."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.width = width
+        return pre * (pre > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        pre, theta = ctx.saved_tensors
+        window = ((pre - theta).abs() < ctx.width / 2) / ctx.width
+        return grad * (pre > theta), (-theta * window * grad).sum(0), None
+
+
+class Step(torch.autograd.Function):
+    """The step function of L0, eq. 12."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.width = width
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        pre, theta = ctx.saved_tensors
+        window = ((pre - theta).abs() < ctx.width / 2) / ctx.width
+        return None, (-window * grad).sum(0), None
+
+
+def make(name: str, dtype: torch.dtype = torch.float64, n: int = N) -> tuple[Weights, Tensor, Problem]:
+    config = SAEConfig(d_in=D_IN, d_sae=D_SAE, **VARIANTS[name][0])
+    how = FitConfig(**VARIANTS[name][1])
     g = torch.Generator().manual_seed(1)
-    make = lambda *shape: torch.randn(*shape, generator=g, dtype=dtype)  # noqa: E731
-    return Weights(make(d_sae, d_in), make(d_sae, d_in), make(d_sae), make(d_in))
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=dtype)  # noqa: E731
+    w = Weights(draw(D_SAE, D_IN) / 2, draw(D_SAE, D_IN) / 2, draw(D_SAE), draw(D_IN))
+    if config.activation == "jumprelu":
+        w = w._replace(log_threshold=(0.3 + draw(D_SAE).abs()).log())
+    return w, draw(n, D_IN), Problem(config, how, how.sparsity, n)
 
 
-def dense_loss(w: Weights, x: Tensor, k: int) -> Tensor:
-    """The definition, straight from the paper: dense latents, autograd."""
-    pre = (x - w.b_dec) @ w.W_enc.T + w.b_enc
-    keep = torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
-    x_hat = (pre * keep) @ w.W_dec + w.b_dec
-    return ((x_hat - x).square().sum(1) / x.square().sum(1)).mean()
+def dense_loss(w: Weights, x: Tensor, p: Problem) -> Tensor:
+    """The definitions, straight from the papers: dense latents, autograd."""
+    pre = (x - w.b_dec * p.config.subtract_b_dec) @ w.W_enc.T + w.b_enc
+    k, penalty = p.config.k or 0, torch.zeros((), dtype=x.dtype)
+    match p.config.activation:
+        case "topk" | "topk_relu":
+            z = pre * torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
+            z = z.relu() if p.config.activation == "topk_relu" else z
+        case "batch_topk":
+            positive = pre.relu()
+            chosen = positive.flatten().topk(min(len(x) * k, positive.numel())).indices
+            z = positive * torch.zeros_like(positive).flatten().scatter_(0, chosen, 1.0).view_as(pre)
+        case "jumprelu":
+            assert w.log_threshold is not None
+            theta = w.log_threshold.exp()
+            z = Jump.apply(pre, theta, p.how.bandwidth)
+            penalty = p.sparsity * Step.apply(pre, theta, p.how.bandwidth).sum(1).mean()
+        case _:
+            z = pre.relu()
+            penalty = p.sparsity * z.sum(1).mean()
+    error = (z @ w.W_dec + w.b_dec - x).square().sum(1)
+    if p.how.loss == "relative":
+        error = error / x.square().sum(1)
+    loss = error.mean() + penalty
+    return loss if p.dead is None else loss + auxiliary_loss(w, x, x - (z @ w.W_dec + w.b_dec), p)
 
 
-@pytest.mark.parametrize(("d_in", "d_sae", "k"), [(12, 96, 6), (7, 33, 5), (8, 16, 16), (5, 40, 1)])
-def test_gradients_equal_dense_autograd(d_in: int, d_sae: int, k: int) -> None:
-    w = weights(d_in, d_sae)
-    x = torch.randn(50, d_in, dtype=torch.float64)
-    loss, gradients = loss_and_gradients(w, x, k)
-    leaves = Weights(*(p.clone().requires_grad_() for p in w))
-    expected = dense_loss(leaves, x, k)
+def auxiliary_loss(w: Weights, x: Tensor, left: Tensor, p: Problem) -> Tensor:
+    """AuxK of arXiv 2406.04093 with the residual as a constant."""
+    assert p.dead is not None
+    pre = ((x - w.b_dec * p.config.subtract_b_dec) @ w.W_enc[p.dead].T + w.b_enc[p.dead]).relu()
+    k = min(p.how.aux_k or p.config.d_in // 2, len(p.dead))
+    z = pre * torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
+    error = (z @ w.W_dec[p.dead] - left.detach()).square().sum(1)
+    if p.how.loss == "relative":
+        error = error / x.square().sum(1)
+    return p.how.aux_coefficient * error.mean()
+
+
+def assert_gradients(w: Weights, x: Tensor, p: Problem, got: Weights, loss: float, along: Tensor) -> None:
+    leaves = Weights(*(None if t is None else t.clone().requires_grad_() for t in w))
+    expected = dense_loss(leaves, x, p)
     expected.backward()
-    assert abs(loss.item() - expected.item()) < 1e-12 * expected.item()
-    for name, got, leaf in zip(Weights._fields, gradients, leaves, strict=True):
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    for name, gradient, leaf in zip(Weights._fields, got, leaves, strict=True):
+        if leaf is None:
+            assert gradient is None
+            continue
         assert leaf.grad is not None
-        assert (got - leaf.grad).norm() <= 1e-6 * leaf.grad.norm(), name
+        assert leaf.grad.norm() > 0
+        assert (gradient - leaf.grad).norm() <= 1e-6 * leaf.grad.norm(), name
+    torch.testing.assert_close(along, (got.W_dec * w.W_dec).sum(1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("aux", [0.0, 0.5], ids=["", "auxk"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_equal_dense_autograd(name: str, aux: float) -> None:
+    w, x, p = make(name)
+    if aux:
+        p = p._replace(how=p.how.model_copy(update={"aux_coefficient": aux}), dead=torch.arange(3, D_SAE, 4))
+    found = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    assert_gradients(w, x, p, found.gradients, float(found.loss), found.along)
+
+
+@pytest.mark.parametrize("aux", [0.0, 0.5], ids=["", "auxk"])
+@pytest.mark.parametrize("name", ["jumprelu", "jumprelu-relative", "relu", "relu-no-b_dec"])
+def test_the_dense_path_is_the_same(name: str, aux: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, x, p = make(name)
+    if aux:
+        p = p._replace(how=p.how.model_copy(update={"aux_coefficient": aux}), dead=torch.arange(3, D_SAE, 4))
+    sparse = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    monkeypatch.setattr("seamark.sae.step.DENSE_BYTES", 4 * D_SAE * 7)  # seven positions at a time
+    dense = dense_loss_and_gradients(w, x, p)
+    assert_gradients(w, x, p, dense.gradients, float(dense.loss), dense.along)
+    assert torch.equal(dense.fired, sparse.fired)
+    assert (dense.active, dense.visited) == (sparse.active, sparse.visited)
+
+
+CHEAP = [(n, e) for n in VARIANTS for e in ("bf16", "int8") if e == "bf16" or n.startswith(("topk", "topk_relu"))]
+"""int8 finds the k largest only."""
+
+
+@pytest.mark.parametrize(("name", "encoding"), CHEAP)
+def test_a_cheap_product_changes_nothing_but_rounding(name: str, encoding: Any) -> None:
+    w, x, p = make(name, torch.float32)
+    exact = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    cheap = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc, encoding), p)
+    assert cheap.active == exact.active
+    for a, b in zip(cheap.gradients.tensors(), exact.gradients.tensors(), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_batch_top_k_keeps_exactly_n_k_whatever_the_sample_says() -> None:
+    w, x, p = make("batch_topk")
+    x[::2] *= 1e-3  # the sampled positions are not like the rest
+    assert loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p).active == 6 * N
+    x[1::2] *= 1e-3
+    x[0] *= 1e6
+    assert loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p).active == 6 * N
+    silent = w._replace(b_enc=torch.full_like(w.b_enc, -1e6))
+    found = loss_and_gradients(silent, x[1:], Encoder(silent.W_enc, silent.b_enc), p)
+    assert found.active == 0
+    assert all(torch.isfinite(g).all() for g in found.gradients.tensors())
 
 
 def test_negative_values_among_the_top_k_are_kept() -> None:
-    w = weights(6, 24)._replace(b_enc=torch.full((24,), -100.0, dtype=torch.float64))
-    x = torch.randn(9, 6, dtype=torch.float64)
-    loss, _ = loss_and_gradients(w, x, 4)
-    assert float(loss) == pytest.approx(float(dense_loss(w, x, 4)), rel=1e-12)
+    w, x, p = make("topk")
+    w = w._replace(b_enc=torch.full_like(w.b_enc, -100.0))
+    found = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    assert float(found.loss) == pytest.approx(float(dense_loss(w, x, p)), rel=1e-12)
+    assert not found.fired.any()
+    assert found.active == 6 * N
 
 
 def test_constant_position_counts_as_nothing() -> None:
-    w = weights(6, 24)
-    x = torch.randn(8, 6, dtype=torch.float64)
-    with_zero = torch.cat([x, torch.zeros(1, 6, dtype=torch.float64)])
-    loss, _ = loss_and_gradients(w, x, 4)
-    loss_zero, gradients = loss_and_gradients(w, with_zero, 4)
-    assert float(loss_zero) * 9 == pytest.approx(float(loss) * 8)
-    assert all(torch.isfinite(g).all() for g in gradients)
+    w, x, p = make("topk")
+    with_zero = torch.cat([x, torch.zeros_like(x[:1])])
+    alone = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    both = loss_and_gradients(w, with_zero, Encoder(w.W_enc, w.b_enc), p._replace(n=N + 1))
+    assert float(both.loss) * (N + 1) == pytest.approx(float(alone.loss) * N)
+    assert all(torch.isfinite(g).all() for g in both.gradients.tensors())
 
 
 def test_inactive_latents_get_no_gradient() -> None:
-    w = weights(6, 64)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    indices, _ = encode_top_k(x - w.b_dec, w.W_enc, w.b_enc, 2)
-    _, gradients = loss_and_gradients(w, x, 2)
-    silent = torch.ones(64, dtype=torch.bool)
-    silent[indices.flatten()] = False
-    assert silent.sum() >= 58
-    assert gradients.W_enc[silent].abs().max() == gradients.W_dec[silent].abs().max() == 0
+    w, x, p = make("topk")
+    found = loss_and_gradients(w, x[:3], Encoder(w.W_enc, w.b_enc), p._replace(n=3))
+    chosen = ((x[:3] - w.b_dec) @ w.W_enc.T + w.b_enc).topk(6).indices
+    silent = torch.ones(D_SAE, dtype=torch.bool)
+    silent[chosen.flatten()] = False
+    assert silent.sum() >= D_SAE - 18
+    assert found.gradients.W_enc[silent].abs().max() == found.gradients.W_dec[silent].abs().max() == 0
 
 
 class Largest(TorchDispatchMode):
@@ -80,22 +219,44 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_of_entries_times_width() -> None:
+@pytest.mark.parametrize("encoding", ["fp32", "bf16"])
+def test_no_tensor_of_entries_times_width(encoding: Any) -> None:
     n, d_in, d_sae, k = 64, 128, 256, 32
-    w = weights(d_in, d_sae, torch.float32)
+    w = Weights(torch.randn(d_sae, d_in), torch.randn(d_sae, d_in), torch.zeros(d_sae), torch.zeros(d_in))
+    p = Problem(SAEConfig(d_in=d_in, d_sae=d_sae, k=k), FitConfig(), 0.0, n)
     Largest.elements = 0
     with Largest():
-        loss_and_gradients(w, torch.randn(n, d_in), k)
-    assert Largest.elements <= max(n * d_sae, d_sae * d_in, n * d_in) < n * k * d_in
+        loss_and_gradients(w, torch.randn(n, d_in), Encoder(w.W_enc, w.b_enc, encoding), p)
+    assert 0 < Largest.elements <= max(n * d_sae, d_sae * d_in, n * d_in) < n * k * d_in
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("d_sae", [8, 33, 64, 400, 1024])
 @pytest.mark.parametrize("k", [1, 7, 8])
-def test_top_k_is_exact(d_sae: int, k: int) -> None:
-    x = torch.randn(37, d_sae)
+def test_top_k_is_exact(d_sae: int, k: int, dtype: torch.dtype) -> None:
+    x = torch.randn(37, d_sae).to(dtype)
     x[0] = 1.0  # all ties
     x[1, ::2] = x[1, 1]
     indices, values = top_k(x, k)
     assert torch.equal(values.sort(1).values, x.topk(k).values.sort(1).values)
     assert torch.equal(x.gather(1, indices), values)
     assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+@pytest.mark.parametrize("outlier", [1.0, 100.0])
+def test_recall_of_cheap_products(encoding: Any, outlier: float) -> None:
+    """Candidates found in a cheap format hold the true k largest, also with a dimension far larger than the rest."""
+    n, d_in, d_sae, k = 256, 256, 4096, 32
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d_in, generator=g)
+    x[:, 7] *= outlier
+    W = torch.randn(d_sae, d_in, generator=g) / d_in**0.5
+    W[:, 7] /= outlier
+    b = torch.randn(d_sae, generator=g) / 10
+    found = Encoder(W, b, encoding).top_k(x, k)
+    truth = (x.double() @ W.T.double() + b).topk(k).indices
+    recall = sum(len(set(a) & set(t)) for a, t in zip(found.indices.tolist(), truth.tolist(), strict=True)) / (n * k)
+    assert recall >= 0.9999
+    assert torch.equal(found.entries.latents.sort().values, found.indices.flatten().sort().values)
+    torch.testing.assert_close(found.pre.sort(1).values, (x @ W.T + b).topk(k).values.flip(1), rtol=1e-4, atol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,13 +12,11 @@ from torch import Tensor
 from seamark.errors import ConfigError, DataError
 from seamark.features.scan import check_suite
 from seamark.model.batching import Batch
-from seamark.model.hookpoints import parse_hookpoint
 from seamark.model.loading import RewardModel
 from seamark.model.reading import Change, apply_at
-from seamark.model.skipping import BlockCache
+from seamark.model.skipping import skipping_below
 from seamark.run import progress
 from seamark.sae import SparseAutoencoder
-from seamark.sae.autoencoder import EPS
 from seamark.stats import Estimate, bootstrap_by_cluster, cluster_codes
 from seamark.text.rendering import Rendered
 
@@ -68,7 +65,7 @@ def direct_effect(
     codes = cluster_codes([clusters[i] if clusters is not None else str(i) for i in kept])
     out = {}
     with (
-        _blocks_below(model, sae.config.hookpoint, texts, batch_tokens),
+        skipping_below(model, sae.config.hookpoint, texts, batch_tokens=batch_tokens),
         progress("Direct effect", len(latents), "features") as advance,
     ):
         base = model.rewards(texts, batch_tokens)
@@ -85,17 +82,6 @@ def direct_effect(
     return out
 
 
-def _blocks_below(
-    model: RewardModel, hookpoint: str, texts: Sequence[Rendered], batch_tokens: int
-) -> contextlib.AbstractContextManager[None]:
-    """Skip the blocks that no latent of this hookpoint can change."""
-    point = parse_hookpoint(hookpoint)
-    n_blocks = point.layer + (point.part == "block")
-    if n_blocks == 0:
-        return contextlib.nullcontext()
-    return BlockCache.make(model, texts, n_blocks, batch_tokens=batch_tokens).skipping(model)
-
-
 def _raise(sae: SparseAutoencoder, latent: int, size: float, texts: Sequence[Rendered]) -> Change:
     """A change that adds `size` of a latent at the response positions of each text of a batch."""
     direction_D = (size * sae.W_dec[latent]).detach()
@@ -106,7 +92,7 @@ def _raise(sae: SparseAutoencoder, latent: int, size: float, texts: Sequence[Ren
             inside_BT[b, slice(*texts[row].response_span)] = True
         step_BTD = direction_D.to(h_BTD)[None, None, :]
         if sae.config.normalize == "layer_norm":
-            step_BTD = step_BTD * (h_BTD.std(-1, keepdim=True) + EPS)
+            step_BTD = step_BTD * (h_BTD.std(-1, keepdim=True) + sae.config.eps)
         return torch.where(inside_BT.to(h_BTD.device)[..., None], h_BTD + step_BTD, h_BTD)
 
     return change

@@ -37,6 +37,8 @@ from seamark.text.positions import positions
 from seamark.text.rendering import Rendered
 
 AUTO_TOKENS_BYTES = 4 << 30
+ASSUMED_L0 = 256
+"""Latents a position of an autoencoder without k, to foresee the size of its token shards."""
 
 
 def scan(
@@ -152,7 +154,7 @@ def _keep_tokens(config: ScanConfig, corpus: _Corpus, suite: Mapping[str, Sparse
     if config.keep_tokens != "auto":
         return config.keep_tokens == "always"
     n = sum(len(p) for p in corpus.positions)
-    per_position = sum(8 * sae.config.k + 8 for sae in suite.values()) + 9
+    per_position = sum(8 * (sae.config.k or ASSUMED_L0) + 8 for sae in suite.values()) + 9
     return n * per_position <= AUTO_TOKENS_BYTES
 
 

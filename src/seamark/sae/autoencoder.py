@@ -3,82 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
-from typing import Literal
 
-import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from seamark.errors import ConfigError, DataError, FormatError
-from seamark.run import write_atomic, write_json
+from seamark.errors import DataError, FormatError
+from seamark.sae import formats
+from seamark.sae.config import SAEConfig
+from seamark.sae.encoder import Encoder
 from seamark.sae.latents import Scale, SparseLatents
-from seamark.sae.step import decode_rows
-from seamark.sae.topk import encode_top_k
+from seamark.sae.ops import decode_rows
 
-FORMAT_VERSION = 1
-WEIGHTS_FILE, CONFIG_FILE = "sae.safetensors", "config.json"
-EPS = 1e-6
 ENCODE_ROWS = 8192
 
 
-class SAEConfig(BaseModel):
-    """What an autoencoder is and which activations it belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    d_in: int = Field(gt=0)
-    """Width of the activations read at the hookpoint."""
-    d_sae: int = Field(gt=0)
-    """Number of latents. SAFER: 8 × d_in."""
-    k: int = Field(gt=0)
-    """Latents kept at each position. SAFER: 64 at d_in 2,048."""
-    activation: Literal["topk"] = "topk"
-    """How latents are selected: the k largest pre-activations, whatever their sign."""
-    normalize: Literal["layer_norm", "none"] = "layer_norm"
-    """`layer_norm`: x = (h − mean(h)) / (std(h) + 1e-6) at each position, std unbiased; `none`: x = h."""
-    model: str = ""
-    """Name of the model whose activations were learnt."""
-    hookpoint: str = ""
-    """Where in the model, such as `layers.11`."""
-    format_version: int = FORMAT_VERSION
-    """Version of the file format."""
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> SAEConfig:
-        if self.k > self.d_sae:
-            raise ValueError(f"k = {self.k} is more than d_sae = {self.d_sae}")
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(f"format version {self.format_version} is newer than this Seamark ({FORMAT_VERSION})")
-        return self
-
-
-def sae_config(**fields: object) -> SAEConfig:
-    """`SAEConfig(**fields)` with a `ConfigError` in place of pydantic's several lines."""
-    try:
-        return SAEConfig.model_validate(fields)
-    except ValidationError as e:
-        raise ConfigError(_first_line(e), where="sae", fix="Check d_in, d_sae and k") from e
-
-
-def _first_line(e: ValidationError) -> str:
-    first = e.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    return f"{name}: {first['msg']}" if name else str(first["msg"])
-
-
 class SparseAutoencoder(nn.Module):
-    """TopK autoencoder (SAFER, arXiv 2507.00665): z = TopK_k(W_enc (x − b_dec) + b_enc), x̂ = W_dec z + b_dec.
+    """x̂ = W_dec z + b_dec with z = act(W_enc (x − b_dec) + b_enc) (TopK: SAFER, arXiv 2507.00665).
 
-    Parameters: W_enc [d_in, d_sae] (stored so that a latent's column is contiguous), W_dec [d_sae, d_in],
-    b_enc [d_sae], b_dec [d_in]. A fresh one is tied (W_enc = W_decᵀ) with decoder rows of unit norm.
+    Parameters, float32: W_enc [d_in, d_sae] (stored so that a latent's column is contiguous), W_dec [d_sae, d_in],
+    b_enc [d_sae], b_dec [d_in], and `threshold` [d_sae] for `jumprelu` and `batch_topk`. A fresh one is tied
+    (W_enc = W_decᵀ) with decoder rows of unit norm.
     """
+
+    threshold: nn.Parameter | None
 
     def __init__(self, config: SAEConfig, seed: int = 0) -> None:
         super().__init__()
@@ -90,6 +39,7 @@ class SparseAutoencoder(nn.Module):
         self.W_enc = nn.Parameter(W_dec.clone().T)
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+        self.threshold = nn.Parameter(torch.zeros(config.d_sae)) if config.has_threshold else None
 
     def preprocess(self, h_ND: Tensor) -> tuple[Tensor, Scale | None]:
         """h [n, d_in] as the autoencoder sees them, and what was taken away; `DataError` on a wrong width."""
@@ -105,31 +55,36 @@ class SparseAutoencoder(nn.Module):
         mean = h_ND.mean(1)
         x_ND = h_ND - mean[:, None]
         std = x_ND.norm(dim=1) / math.sqrt(max(self.config.d_in - 1, 1))  # unbiased; 3 times as fast as Tensor.std
-        return x_ND.div_((std + EPS)[:, None]), Scale(mean, std)
+        return x_ND.div_((std + self.config.eps)[:, None]), Scale(mean, std)
 
     @torch.no_grad()
     def encode(self, h_ND: Tensor) -> SparseLatents:
-        """Latents of h [n, d_in]: exactly k a position, some maybe negative (`SparseLatents.positive`)."""
+        """Latents of h [n, d_in]: k a position for `topk` (some maybe negative) and `topk_relu` (some maybe 0), else
+        those that fire, as flat entries with offsets."""
         x_ND, scale = self.preprocess(h_ND)
-        indices, values = encode_top_k(x_ND - self.b_dec, self._encoder_rows(), self.b_enc, self.config.k)
-        return SparseLatents(indices.to(torch.int32), values, self.config.d_sae, scale=scale)
+        x_ND = x_ND - self.b_dec if self.config.subtract_b_dec else x_ND
+        encoder = Encoder(self._encoder_rows(), self.b_enc.detach())
+        k = self.config.fixed_k
+        if k is not None:
+            found = encoder.top_k(x_ND, k)
+            values = found.pre if self.config.activation == "topk" else found.pre.relu()
+        else:
+            floor = self.b_enc.new_zeros(1) if self.threshold is None else self.threshold.detach()
+            found = encoder.above(x_ND, floor)
+            # A negative threshold lets zeros and negatives through in JumpReLU as published; they stay what they are.
+            values = found.pre
+        return SparseLatents(found.indices.to(torch.int32), values, self.config.d_sae, found.bags, scale)
 
     @torch.no_grad()
     def decode(self, latents: SparseLatents) -> Tensor:
         """Reconstruction [n, d_in] in the hookpoint's units (normalised ones if `latents.scale` is None)."""
         if latents.d_sae != self.config.d_sae:
             raise DataError(f"latents of {latents.d_sae} do not fit an autoencoder of {self.config.d_sae}")
-        if latents.offsets is None:
-            x_ND = decode_rows(latents.indices, latents.values, self.W_dec)
-        else:
-            x_ND = nn.functional.embedding_bag(
-                latents.indices.long(), self.W_dec, latents.offsets, mode="sum",
-                per_sample_weights=latents.values, include_last_offset=True,
-            )  # fmt: skip
-        x_ND = x_ND + self.b_dec
+        offsets = latents.offsets
+        x_ND = decode_rows(latents.indices.long(), latents.values, self.W_dec.detach(), offsets) + self.b_dec
         if latents.scale is None:
             return x_ND
-        return x_ND * (latents.scale.std + EPS)[:, None] + latents.scale.mean[:, None]
+        return x_ND * (latents.scale.std + self.config.eps)[:, None] + latents.scale.mean[:, None]
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """`decode(encode(h))`, chunk by chunk."""
@@ -137,14 +92,13 @@ class SparseAutoencoder(nn.Module):
 
     def _encoder_rows(self) -> Tensor:
         """W_enc as [d_sae, d_in] with contiguous rows (no copy, as stored by this class)."""
-        rows: Tensor = self.W_enc.detach().T.contiguous()
-        return rows
+        return self.W_enc.detach().T.contiguous()
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:
         """Bring every decoder row to unit norm."""
         tiny = torch.finfo(self.W_dec.dtype).tiny
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(tiny))
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min_(tiny))
 
     def fingerprint(self) -> str:
         """SHA-256 of config and weights."""
@@ -157,56 +111,51 @@ class SparseAutoencoder(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().contiguous() for name, p in sorted(self.named_parameters())}
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write `sae.safetensors` and `config.json` into the folder `path`, each whole or not at all."""
-        folder = Path(path)
-        write_atomic(folder / WEIGHTS_FILE, safetensors.torch.save(self._tensors()))
-        write_json(folder / CONFIG_FILE, self.config)
+    def save_pretrained(self, path: str | PathLike[str], format: str = "seamark") -> None:
+        """Write a folder that `from_pretrained` opens, each file whole or not at all.
+
+        Args:
+            path: the folder.
+            format: "seamark" (`sae.safetensors` and `config.json`), "saelens" or "sparsify".
+
+        Raises:
+            FormatError: the format cannot say what this autoencoder is.
+        """
+        formats.write(formats.Stored(self.config, self._tensors(), "seamark"), path, format)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str]) -> SparseAutoencoder:
-        """Load what `save_pretrained` wrote. Raises `FormatError` on a missing, foreign or damaged file."""
-        folder = Path(path)
-        if not (folder / CONFIG_FILE).is_file():
-            raise FormatError(
-                "no autoencoder here",
-                where=str(folder),
-                fix=f"It needs {CONFIG_FILE} and {WEIGHTS_FILE}",
-            )
-        config = _read_config(folder / CONFIG_FILE)
-        sae = cls(config)
-        sae._fill(_read_weights(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, hookpoint: str | None = None, k: int | None = None,
+        revision: str | None = None, token: str | None = None,
+    ) -> SparseAutoencoder:  # fmt: skip
+        """Open an autoencoder of any format in use: Seamark, SAELens, sparsify, Gemma Scope, dictionary_learning,
+        Safe-SAIL, SAFER.
+
+        Args:
+            path: a folder, a file, or a repository of the Hugging Face Hub (`owner/name`, `owner/name/subfolder`).
+            hookpoint: which one, where the place holds several.
+            k: for SAFER's files, which do not say it.
+            revision: of the hub repository.
+            token: for gated repositories; else the one huggingface_hub knows.
+
+        Raises:
+            FormatError: a missing, foreign, damaged or unsafe file.
+        """
+        stored = formats.read(path, hookpoint=hookpoint, k=k, revision=revision, token=token)
+        sae = cls(stored.config)
+        sae._fill(stored, str(path))
         return sae.eval()
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None, message: str = "") -> str:
+        """Upload as a hub repository (created if need be); returns its address."""
+        return formats.push(formats.Stored(self.config, self._tensors(), "seamark"), repo_id, private=private,
+                            token=token, message=message or "Seamark sparse autoencoder")  # fmt: skip
+
     @torch.no_grad()
-    def _fill(self, tensors: Mapping[str, Tensor], where: str) -> None:
+    def _fill(self, stored: formats.Stored, where: str) -> None:
         for name, parameter in self.named_parameters():
-            if name not in tensors:
-                raise FormatError(f"tensor {name} is missing", where=where, fix="Save the autoencoder again")
-            if tensors[name].shape != parameter.shape:
-                raise FormatError(
-                    f"{name} is {list(tensors[name].shape)}, config.json says {list(parameter.shape)}",
-                    where=where,
-                )
-            if not torch.isfinite(tensors[name]).all():
-                raise FormatError(f"{name} holds NaN or infinite values", where=where, fix="Train it again")
-            parameter.copy_(tensors[name])
-
-
-def _read_config(path: Path) -> SAEConfig:
-    try:
-        return SAEConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as e:
-        raise FormatError(f"not an autoencoder's config ({_first_line(e)})", where=str(path)) from e
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise FormatError(f"not readable as JSON ({e})", where=str(path), fix="Fetch or save it again") from e
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FormatError("file not found", where=str(path), fix="Fetch or save the autoencoder again")
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"damaged weights ({e})", where=str(path), fix="Fetch or save it again") from e
-    return tensors
+            tensor = stored.tensors.get(name)
+            if tensor is None or tensor.shape != parameter.shape:
+                found = "missing" if tensor is None else f"{list(tensor.shape)}"
+                raise FormatError(f"{name} is {found}, its config says {list(parameter.shape)}", where=where)
+            parameter.copy_(tensor)

@@ -1,0 +1,118 @@
+"""The exact selection of what is active, from one dense product.
+
+A product in a cheaper number format only proposes: a few candidates more than needed are taken, their pre-activations
+are computed again from the weights themselves (k + spare dot products a position in place of d_sae), and the selection
+is made on those.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seamark.sae.config import Encoding
+from seamark.sae.ops import ByLatent, sampled_products, sort_by_latent
+from seamark.sae.product import PRODUCTS
+from seamark.sae.topk import largest, top_k
+
+TOLERANCE = 2.0**-5
+"""For thresholds: what a bf16 product may be off, in units of ‖x‖·max‖w‖/√d_in (about ten standard deviations)."""
+
+
+class Active(NamedTuple):
+    """Selected entries of n positions in both orders; `pre` are exact pre-activations."""
+
+    indices: Tensor
+    """Position-major latents: int64 [n, k], or flat [m] with `bags`."""
+    pre: Tensor
+    """Their pre-activations, in the shape of `indices`."""
+    bags: Tensor | None
+    """int64 [n + 1], position i owns flat entries bags[i]:bags[i+1]; None for [n, k]."""
+    entries: ByLatent
+    """The same entries in latent order (`order` is not kept up)."""
+    pre_by_latent: Tensor
+    """[m], in latent order."""
+
+
+class Encoder:
+    """Finds active latents. Args: W_enc [d_sae, d_in] (rows contiguous), b_enc [d_sae], the product's number format."""
+
+    def __init__(self, W_enc_FD: Tensor, b_enc_F: Tensor, encoding: Encoding = "fp32") -> None:
+        self.W_enc, self.b_enc, self.encoding = W_enc_FD, b_enc_F, encoding
+        self.product = PRODUCTS[encoding](W_enc_FD, b_enc_F)
+
+    def changed(self) -> None:
+        """The weights are new."""
+        self.product.stale = True
+
+    def top_k(self, x_ND: Tensor, k: int) -> Active:
+        """The k largest pre-activations of every position; x [n, d_in] as the encoder sees it."""
+        n, d_sae = x_ND.shape[0], self.W_enc.shape[0]
+        wanted = min(k + self.product.spare, d_sae)
+        indices = torch.empty(n, wanted, dtype=torch.int64, device=x_ND.device)
+        values = x_ND.new_empty(n, wanted)
+        for rows, pre in self.product.chunks(x_ND):
+            indices[rows], values[rows] = top_k(pre, wanted)
+        entries = sort_by_latent(indices, wanted, d_sae)
+        if self.encoding == "fp32":
+            return Active(indices, values, None, entries, values.view(-1)[entries.order])
+        again = self._again(entries, x_ND)
+        values.view(-1)[entries.order] = again
+        if wanted == k:
+            return Active(indices, values, None, entries, again)
+        chosen = largest(values, k)
+        kept = torch.zeros(n, wanted, dtype=torch.bool, device=x_ND.device).scatter_(1, chosen, True)
+        mask = kept.view(-1)[entries.order]
+        return Active(indices.gather(1, chosen), values.gather(1, chosen), None, entries.keep(mask), again[mask])
+
+    def above(self, x_ND: Tensor, floor_F: Tensor) -> Active:
+        """Every pre-activation greater than its latent's floor ([d_sae], or [1] for all alike). Not with int8."""
+        slack_N = self._slack(x_ND)
+        position, latent, value = [], [], []
+        for rows, pre in self.product.chunks(x_ND):
+            over = pre > (floor_F if slack_N is None else floor_F - slack_N[rows, None])
+            found = over.nonzero()
+            position.append(found[:, 0] + rows.start)
+            latent.append(found[:, 1])
+            value.append(pre[over].to(x_ND.dtype))
+        return self._flat(torch.cat(position), torch.cat(latent), torch.cat(value), x_ND, floor_F)
+
+    def _flat(self, position: Tensor, latent: Tensor, value: Tensor, x_ND: Tensor, floor_F: Tensor) -> Active:
+        """Both orders of flat entries, those of a cheap product computed again and held against the floor."""
+        n, d_sae = x_ND.shape[0], self.W_enc.shape[0]
+        entries = sort_by_latent(latent, position, d_sae)
+        if self.encoding == "fp32":
+            return Active(latent, value, bags(position, n), entries, value[entries.order])
+        again = self._again(entries, x_ND)
+        mask = again > floor_F.expand(d_sae)[entries.latents]
+        value[entries.order] = again
+        kept = torch.empty_like(mask)
+        kept[entries.order] = mask
+        return Active(latent[kept], value[kept], bags(position[kept], n), entries.keep(mask), again[mask])
+
+    def _again(self, entries: ByLatent, x_ND: Tensor) -> Tensor:
+        return sampled_products(entries, self.W_enc, x_ND).add_(self.b_enc[entries.latents])
+
+    def _slack(self, x_ND: Tensor) -> Tensor | None:
+        """[n]: how far below the floor a candidate of the cheap product may lie; None for an exact one."""
+        if self.encoding == "fp32":
+            return None
+        widest = torch.linalg.vector_norm(self.W_enc, dim=1).max()
+        return torch.linalg.vector_norm(x_ND, dim=1) * (TOLERANCE * widest / x_ND.shape[1] ** 0.5)
+
+
+def bags(position: Tensor, n: int) -> Tensor:
+    """Offsets int64 [n + 1] of flat position-major entries."""
+    offsets = torch.zeros(n + 1, dtype=torch.int64, device=position.device)
+    torch.cumsum(torch.bincount(position, minlength=n), 0, out=offsets[1:])
+    return offsets
+
+
+def keep_entries(active: Active, position: Tensor, mask: Tensor, mask_by_latent: Tensor, n: int) -> Active:
+    """Some of the flat entries; the two masks say the same in the two orders."""
+    return Active(
+        active.indices[mask], active.pre[mask], bags(position[mask], n),
+        active.entries.keep(mask_by_latent), active.pre_by_latent[mask_by_latent],
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Which number format the encoder's product runs fastest in, measured once on the machine at hand."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+from seamark.sae.config import Encoding, FitConfig, SAEConfig
+from seamark.sae.encoder import Encoder
+
+SMALL = 1 << 20
+"""Weights below which fp32 is taken unmeasured: other things cost more there."""
+POSITIONS = 512
+ROUNDS = 3
+WORTH = 0.9
+"""A cheaper format must need at most this share of fp32's time."""
+
+
+def choose_encoding(config: SAEConfig, how: FitConfig, device: torch.device) -> Encoding:
+    """`how.encoder`, or with "auto" the fastest here; measured once for a shape, so it stays the same in a process."""
+    if how.encoder != "auto":
+        return how.encoder
+    if config.d_in * config.d_sae < SMALL:
+        return "fp32"
+    return _fastest(config.d_in, config.d_sae, config.fixed_k, min(how.batch_size, POSITIONS), str(device))
+
+
+@functools.cache
+def _fastest(d_in: int, d_sae: int, k: int | None, n: int, device: str) -> Encoding:
+    candidates: tuple[Encoding, ...] = ("fp32", "bf16", "int8") if k else ("fp32", "bf16")
+    if torch.device(device).type != "cpu":
+        candidates = ("fp32", "bf16")  # int8 products want shapes that not every CUDA library takes
+    seconds = {encoding: _seconds(d_in, d_sae, k or 1, n, device, encoding) for encoding in candidates}
+    best = min(seconds, key=lambda e: seconds[e])
+    return best if seconds[best] <= WORTH * seconds["fp32"] else "fp32"
+
+
+def _seconds(d_in: int, d_sae: int, k: int, n: int, device: str, encoding: Encoding) -> float:
+    """Fastest of a few selections; infinite where the format is not to be had."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d_in, generator=generator).to(device)
+    W = (torch.randn(d_sae, d_in, generator=generator) / d_in**0.5).to(device)
+    try:
+        encoder = Encoder(W, torch.zeros(d_sae, device=device), encoding)
+        return min(_once(encoder, x, k) for _ in range(ROUNDS + 1))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return float("inf")
+
+
+def _once(encoder: Encoder, x: torch.Tensor, k: int) -> float:
+    encoder.changed()
+    start = time.perf_counter()
+    encoder.top_k(x, k)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
