@@ -8,6 +8,7 @@ the positions, far fewer bytes than the weights, stay in the cache. No tensor of
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,20 +80,38 @@ def sampled_products(entries: ByLatent, W_FD: Tensor, G_ND: Tensor) -> Tensor:
     return products
 
 
-def sum_rows(entries: ByLatent, weights: Tensor, x_ND: Tensor, out: Tensor | None = None) -> Tensor:
-    """For each latent Σ weight · x over its positions, [d_sae, d_in]; `weights` [m] in latent order."""
+def sum_rows(
+    entries: ByLatent, weights: Tensor, x_ND: Tensor, out: Tensor | None = None,
+    finish: Callable[[Tensor, slice], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """For each latent Σ weight · x over its positions, [d_sae, d_in].
+
+    Args:
+        entries: active entries.
+        weights: [m], in latent order.
+        x_ND: [n, d_in].
+        out: where to write.
+        finish: called with every tile (rows of the result) and the latents it holds, while it is in the cache; may
+            change it in place.
+    """
     d_sae, d_in = entries.offsets.shape[0] - 1, x_ND.shape[1]
     if out is None:
         out = x_ND.new_empty(d_sae, d_in)
     if kernels.usable(x_ND):
-        return out.copy_(kernels.sum_rows(entries, weights, x_ND))
+        out.copy_(kernels.sum_rows(entries, weights, x_ND))
+        if finish:
+            finish(out, slice(0, d_sae))
+        return out
     bounds = entries.offsets.tolist()
     step = max(1, TILE_BYTES // (d_in * x_ND.element_size()))
     for low in range(0, d_sae, step):
         high = min(low + step, d_sae)
         mine = slice(bounds[low], bounds[high])
-        out[low:high] = embedding_bag(
+        tile = embedding_bag(
             entries.positions[mine], x_ND, entries.offsets[low : high + 1] - bounds[low], mode="sum",
             per_sample_weights=weights[mine], include_last_offset=True,
         )  # fmt: skip
+        if finish:
+            finish(tile, slice(low, high))
+        out[low:high] = tile
     return out

@@ -61,8 +61,8 @@ class Outcome(NamedTuple):
     loss: Tensor
     """[]"""
     gradients: Weights
-    along: Tensor
-    """[d_sae]: W_dec · gradient of W_dec, row by row: what points along each row."""
+    squares: Tensor | None
+    """[]: squared norm of W_enc's and W_dec's gradients together; None where AuxK added to them."""
     fired: Tensor
     """bool [d_sae]: latents with z > 0 somewhere."""
     active: int
@@ -98,13 +98,13 @@ def loss_and_gradients(w: Weights, x_ND: Tensor, encoder: Encoder, p: Problem, o
     G_ND = error_ND * (2.0 * weight_N)[:, None]  # gradient of x̂
     dz_m = sampled_products(entries, w.W_dec, G_ND)
     by_latent = torch.zeros_like(w.b_enc)
-    along_F = by_latent.index_add(0, entries.latents, z_m * dz_m)
+    finish = Finish(w.W_dec, by_latent.index_add(0, entries.latents, z_m * dz_m) if p.how.remove_parallel else None)
 
     dlog_F, penalty, dpre_m = _penalties(active, z_m, dz_m, open_m, theta, theta_m, p)
     db_enc = by_latent.index_add(0, entries.latents, dpre_m)
     gradients = Weights(
-        W_enc=sum_rows(entries, dpre_m, centred_ND, out.W_enc if out else None),
-        W_dec=sum_rows(entries, z_m, G_ND, out.W_dec if out else None),
+        W_enc=sum_rows(entries, dpre_m, centred_ND, out.W_enc if out else None, finish.encoder),
+        W_dec=sum_rows(entries, z_m, G_ND, out.W_dec if out else None, finish.decoder),
         b_enc=db_enc,
         b_dec=_through_b_dec(G_ND, db_enc, w, p.config),
         log_threshold=dlog_F,
@@ -112,8 +112,36 @@ def loss_and_gradients(w: Weights, x_ND: Tensor, encoder: Encoder, p: Problem, o
     fired = by_latent.index_add(0, entries.latents, (z_m > 0).to(z_m.dtype)) > 0
     loss = loss + penalty
     if p.dead is not None and len(p.dead):
-        loss = loss + auxiliary(w, centred_ND, error_ND, weight_N, p, gradients, along_F)
-    return Outcome(loss, gradients, along_F, fired, int((z_m != 0).sum()), z_m.shape[0], cut, error_ND)
+        loss = loss + auxiliary(w, centred_ND, error_ND, weight_N, p, gradients)
+        return Outcome(loss, gradients, None, fired, int((z_m != 0).sum()), z_m.shape[0], cut, error_ND)
+    squares = finish.squares
+    return Outcome(loss, gradients, squares, fired, int((z_m != 0).sum()), z_m.shape[0], cut, error_ND)
+
+
+class Finish:
+    """What is done with a tile of a weight gradient while it is in the cache: take from W_dec's rows what points along
+    them, and sum the squares for the norm.
+
+    Args:
+        W_dec_FD: [d_sae, d_in], rows of unit norm.
+        along_F: [d_sae], W_dec · its gradient, row by row; None: leave it in.
+    """
+
+    def __init__(self, W_dec_FD: Tensor, along_F: Tensor | None) -> None:
+        self.W_dec, self.along = W_dec_FD, along_F
+        self._squares: list[Tensor] = []
+
+    def encoder(self, tile: Tensor, latents: slice) -> None:
+        self._squares.append(torch.linalg.vector_norm(tile))
+
+    def decoder(self, tile: Tensor, latents: slice) -> None:
+        if self.along is not None:
+            tile.addcmul_(self.W_dec[latents], self.along[latents, None], value=-1.0)
+        self._squares.append(torch.linalg.vector_norm(tile))
+
+    @property
+    def squares(self) -> Tensor:
+        return torch.stack(self._squares).square_().sum()
 
 
 def position_weights(x_ND: Tensor, p: Problem) -> Tensor:
@@ -198,7 +226,13 @@ def _penalties(
 
 def _through_b_dec(G_ND: Tensor, db_enc: Tensor, w: Weights, config: SAEConfig) -> Tensor:
     """Gradient of b_dec: through the output, and through x − b_dec."""
-    return G_ND.sum(0) - db_enc @ w.W_enc if config.subtract_b_dec else G_ND.sum(0)
+    return G_ND.sum(0) - _rows_times(db_enc, w.W_enc) if config.subtract_b_dec else G_ND.sum(0)
+
+
+def _rows_times(v_F: Tensor, W_FD: Tensor) -> Tensor:
+    """v W, [d_in]; cut into four products, because a single one runs on one core."""
+    parts = next(n for n in (4, 2, 1) if W_FD.shape[0] % n == 0)
+    return torch.bmm(v_F.view(parts, 1, -1), W_FD.view(parts, -1, W_FD.shape[1])).sum(0)[0]
 
 
 def auxiliary(
@@ -208,9 +242,8 @@ def auxiliary(
     weight_N: Tensor,
     p: Problem,
     gradients: Weights,
-    along_F: Tensor,
 ) -> Tensor:
-    """AuxK (arXiv 2406.04093): dead latents reconstruct what the others left over; adds to `gradients`, returns its loss.
+    """AuxK (arXiv 2406.04093): dead latents learn what the others left over; adds to `gradients`, returns its loss.
 
     Only the dead latents' rows take part, as a dense problem of [n, dead] in chunks of positions.
     """
@@ -232,12 +265,13 @@ def auxiliary(
         dpre = (G @ V.T).mul_(z > 0)
         dW.addmm_(dpre.T, x)
         db += dpre.sum(0)
+    if p.how.remove_parallel:
+        dV.addcmul_(V, (V * dV).sum(1, keepdim=True), value=-1.0)
     gradients.W_enc.index_add_(0, dead, dW)
     gradients.W_dec.index_add_(0, dead, dV)
     gradients.b_enc.index_add_(0, dead, db)
     if p.config.subtract_b_dec:
         gradients.b_dec.sub_(db @ W)
-    along_F.index_add_(0, dead, (V * dV).sum(1))
     return loss
 
 
@@ -288,7 +322,11 @@ def dense_loss_and_gradients(w: Weights, x_ND: Tensor, p: Problem, out: Weights 
         fired |= opened.any(0)
         active += int(opened.sum())
     if p.config.subtract_b_dec:
-        g.b_dec.sub_(g.b_enc @ w.W_enc)
+        g.b_dec.sub_(_rows_times(g.b_enc, w.W_enc))
+    finish = Finish(w.W_dec, along_F if p.how.remove_parallel else None)
+    finish.encoder(g.W_enc, slice(None))
+    finish.decoder(g.W_dec, slice(None))
+    squares = finish.squares if p.dead is None or not len(p.dead) else None
     if p.dead is not None and len(p.dead):
-        loss = loss + auxiliary(w, centred_ND, error_ND, weight_N, p, g, along_F)
-    return Outcome(loss, g, along_F, fired, active, max(active, visited), None, error_ND)
+        loss = loss + auxiliary(w, centred_ND, error_ND, weight_N, p, g)
+    return Outcome(loss, g, squares, fired, active, max(active, visited), None, error_ND)

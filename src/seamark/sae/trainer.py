@@ -22,7 +22,6 @@ MEASURE_EVERY = 10
 """Steps between measurements of FVU and cosine."""
 DENSE_SHARE = 0.03
 """Share of latents visited at a position from which dense products are faster than visiting them one by one."""
-TILE_BYTES = 4 << 20
 
 
 class FitLog(NamedTuple):
@@ -125,7 +124,7 @@ class Trainer:
         found = self._gradients_of(x_ND, p)
         loss, l0 = self._shared(found, batch_ND)
         gradients = found.gradients
-        norm = self._constrain(gradients, found.along)
+        norm = self._norm(gradients, found.squares)
         if not math.isfinite(norm):
             raise self._diverged()
         measure = self.step % MEASURE_EVERY == 0 or self.step == self.steps - 1
@@ -157,7 +156,7 @@ class Trainer:
             fired = found.fired.to(torch.int32)
             self.ranks.max_(fired)
             found.fired.copy_(fired > 0)
-            self.ranks.sum_(found.along, *found.gradients.tensors())
+            self.ranks.sum_(*found.gradients.tensors())
         numbers = torch.tensor([float(found.loss), found.active, found.visited], dtype=torch.float64)
         self.ranks.sum_(numbers)
         loss, active, visited = numbers.tolist()
@@ -179,16 +178,11 @@ class Trainer:
         return DataError("training diverged: the loss or its gradient is not finite", where=self.where,
                          fix="Lower the rate")  # fmt: skip
 
-    def _constrain(self, g: Weights, along_F: Tensor) -> float:
-        """Remove what points along the decoder's rows; the norm of the whole gradient. One pass, tile by tile."""
-        rows = max(1, TILE_BYTES // (g.W_dec.shape[1] * g.W_dec.element_size()))
-        squares = [torch.linalg.vector_norm(t) for t in g.tensors()[2:]]
-        for low in range(0, g.W_dec.shape[0], rows):
-            tile = g.W_dec[low : low + rows]
-            if self.how.remove_parallel:
-                tile.addcmul_(self.weights.W_dec[low : low + rows], along_F[low : low + rows, None], value=-1.0)
-            squares += [torch.linalg.vector_norm(tile), torch.linalg.vector_norm(g.W_enc[low : low + rows])]
-        return float(torch.linalg.vector_norm(torch.stack(squares)))
+    def _norm(self, g: Weights, squares: Tensor | None) -> float:
+        """Norm of the whole gradient; `squares` is that of the two matrices, if this rank has all of them."""
+        known = squares is not None and self.ranks.size == 1
+        rest = [torch.linalg.vector_norm(t).square_() for t in g.tensors()[2 if known else 0 :]]
+        return math.sqrt(float(torch.stack([*rest, squares] if squares is not None and known else rest).sum()))
 
     def _update(self, gradients: Weights, norm: float) -> float:
         for weight, gradient in zip(self.weights.tensors(), gradients.tensors(), strict=True):

@@ -47,9 +47,9 @@ def read(source: Source) -> Stored:
     if config_path is None:
         raise FormatError(f"{CONFIG} is missing", where=str(path.parent), fix="Fetch the trainer's whole folder")
     config = read_json(config_path)
-    trainer = config.get("trainer")
-    kind = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if not isinstance(trainer, dict) or kind not in _ACTIVATIONS:
+    trainer = config["trainer"] if isinstance(config.get("trainer"), dict) else {}
+    kind = str(trainer.get("dict_class") or "")
+    if kind not in _ACTIVATIONS:
         what = f"{kind} is not supported" if kind else "it does not name its class (trainer.dict_class)"
         raise FormatError(what, where=str(config_path), fix=f"Supported are {', '.join(_ACTIVATIONS)}")
     state = read_torch(path)

@@ -13,7 +13,7 @@ _FOLDER = re.compile(r"(?:ckpt_|resid_post_|resid_post_layer_)?layer_?(\d+)")
 _MLP = ("mlp", "mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")
 _ATTN = ("attn", "attn.c_proj", "self_attn", "self_attn.o_proj", "attention", "attention.dense")
 # These normalise what attention and MLP put out before it is added; TransformerLens reads after that, Seamark before.
-_NORM_AFTER = re.compile(r"gemma-?v?[23]")
+_NORM_AFTER = re.compile(r"gemma-?v?[23](?!b)")
 
 
 def from_lens(name: str, model: str) -> str:

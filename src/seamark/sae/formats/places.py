@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seamark.errors import FormatError
-from seamark.sae.formats.hooks import from_folder
+from seamark.sae.formats.hooks import GRAMMAR, from_folder, from_lens
 from seamark.sae.formats.stored import Format
 
 _DEPTH, _FILES, _SHOWN = 6, 50_000, 10
@@ -79,6 +79,8 @@ def _tree(
     """The tree an address lies in, and its path inside."""
     text = os.fspath(address)
     local = Path(text).expanduser()
+    if not text:
+        raise FormatError("no folder, file or repository is named", fix="Give one")
     if local.is_dir():
         return Tree(text, _walk(local, formats, hookpoint), lambda _: local), ""
     if local.exists():
@@ -174,7 +176,7 @@ def _choose(tree: Tree, inside: str, formats: Sequence[Format], hookpoint: str |
     chosen = matching or own or entries
     if len(chosen) == 1:
         return chosen[0]
-    ids = [posixpath.relpath(e.path, inside or ".") for e in chosen]
+    ids = [e.path.removeprefix(inside).strip("/") for e in chosen]
     shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
     at = f" at {hookpoint}" if matching else ""
     fix = f"Choose one: {where}/{ids[0]}" + ("" if matching else ", or give hookpoint")
@@ -183,9 +185,11 @@ def _choose(tree: Tree, inside: str, formats: Sequence[Format], hookpoint: str |
 
 def _is_at(path: str, inside: str, hookpoint: str) -> bool:
     """Whether a path names a hookpoint: as a run of its parts, or as a part in another tool's words."""
-    parts = posixpath.relpath(path, inside or ".").split("/")
+    parts = path.removeprefix(inside).strip("/").split("/")
     if f"/{hookpoint}/" in f"/{'/'.join(parts)}/":
         return True
-    layers = {from_folder(part) for part in parts} - {""}
-    # A folder named for its layer alone may be of any part of the block.
-    return hookpoint in layers or any(hookpoint.startswith(f"{layer}.") and layer.count(".") == 1 for layer in layers)
+    if hookpoint in {from_folder(part) for part in parts}:
+        return True
+    # `layer_20`, unlike `layers.20`, may be of any part of the block.
+    vague = {from_folder(part) for part in parts if not GRAMMAR.fullmatch(from_lens(part, ""))}
+    return hookpoint.rpartition(".")[0] in vague - {""}

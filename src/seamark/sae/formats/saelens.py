@@ -49,7 +49,7 @@ def read(source: Source) -> Stored:
         why = "it predicts one place from another" if "transcoder" in architecture else _WHY_NOT.get(architecture, "")
         raise _refused(f"architecture {architecture}", why, where)
     activation, k, notes = _activation(architecture, cfg, metadata)
-    normalize = cfg.get("normalize_activations") or "none"
+    normalize = str(cfg.get("normalize_activations") or "none")
     if normalize not in ("none", "layer_norm", "expected_average_only_in"):
         raise _refused(f"normalize_activations {normalize}", _WHY_NOT.get(normalize, ""), where)
     if normalize == "layer_norm":

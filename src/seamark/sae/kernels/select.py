@@ -170,6 +170,6 @@ def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
         )  # fmt: skip
         _select[(n,)](
             pre_NF, stride, candidates, counts, indices, values, k, NARROW=narrow, C=capacity,
-            num_warps=max(1, capacity // 512), enable_fp_fusion=True,
+            num_warps=min(16, max(1, capacity // 256)), enable_fp_fusion=True,
         )  # fmt: skip
     return indices, values
