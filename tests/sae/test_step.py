@@ -265,3 +265,20 @@ def test_recall_of_cheap_products(encoding: Any, outlier: float) -> None:
     assert recall >= 0.9999
     assert torch.equal(found.entries.latents.sort().values, found.indices.flatten().sort().values)
     torch.testing.assert_close(found.pre.sort(1).values, (x @ W.T + b).topk(k).values.flip(1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["bf16", "int8"])
+def test_positions_that_candidates_do_not_settle_are_done_again(encoding: Any) -> None:
+    """Hundreds of latents nearly alike: no number of spare candidates would do."""
+    n, d_in, d_sae, k = 128, 64, 2048, 16
+    g = torch.Generator().manual_seed(0)
+    W = torch.randn(d_sae, d_in, generator=g) / d_in**0.5
+    W[:700] = 2.0 * W[0] + 1e-4 * W[:700]
+    x = torch.randn(n, d_in, generator=g)
+    encoder = Encoder(W, torch.zeros(d_sae), encoding)
+    found = encoder.top_k(x, k)
+    assert n // 20 <= encoder.unsure < n // 2
+    pre = x @ W.T
+    torch.testing.assert_close(
+        pre.gather(1, found.indices).sort(1).values, pre.topk(k).values.flip(1), rtol=0, atol=2e-6
+    )

@@ -2,7 +2,8 @@
 
 A product in a cheaper number format only proposes: a few candidates more than needed are taken, their pre-activations
 are computed again from the weights themselves (k + spare dot products a position in place of d_sae), and the selection
-is made on those.
+is made on those. Where the candidates do not settle it (many latents alike, as at special tokens), the position is done
+again in fp32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from seamark.sae.config import Encoding
 from seamark.sae.ops import ByLatent, sampled_products, sort_by_latent
-from seamark.sae.product import PRODUCTS
+from seamark.sae.product import PRODUCTS, Exact
 from seamark.sae.topk import largest, top_k
 
+DOUBT = 4.0
+"""Standard deviations of the cheap product's error by which the k-th value must be clear of what was left out."""
 TOLERANCE = 2.0**-5
 """For thresholds: what a bf16 product may be off, in units of ‖x‖·max‖w‖/√d_in (about ten standard deviations)."""
 
@@ -31,7 +34,7 @@ class Active(NamedTuple):
     bags: Tensor | None
     """int64 [n + 1], position i owns flat entries bags[i]:bags[i+1]; None for [n, k]."""
     entries: ByLatent
-    """The same entries in latent order (`order` is not kept up)."""
+    """The same entries in latent order."""
     pre_by_latent: Tensor
     """[m], in latent order."""
 
@@ -42,6 +45,8 @@ class Encoder:
     def __init__(self, W_enc_FD: Tensor, b_enc_F: Tensor, encoding: Encoding = "fp32") -> None:
         self.W_enc, self.b_enc, self.encoding = W_enc_FD, b_enc_F, encoding
         self.product = PRODUCTS[encoding](W_enc_FD, b_enc_F)
+        self.unsure = 0
+        """Positions so far whose candidates did not settle the k largest, and that were done again in fp32."""
 
     def changed(self) -> None:
         """The weights are new."""
@@ -53,25 +58,39 @@ class Encoder:
         wanted = min(k + self.product.spare, d_sae)
         indices = torch.empty(n, wanted, dtype=torch.int64, device=x_ND.device)
         values = x_ND.new_empty(n, wanted)
-        for rows, pre in self.product.chunks(x_ND):
-            indices[rows], values[rows] = top_k(pre, wanted)
-        entries = sort_by_latent(indices, wanted, d_sae)
-        if self.encoding == "fp32":
-            return Active(indices, values, None, entries, values.view(-1)[entries.order])
-        again = self._again(entries, x_ND)
-        values.view(-1)[entries.order] = again
-        if wanted == k:
-            return Active(indices, values, None, entries, again)
-        chosen = largest(values, k)
-        kept = torch.zeros(n, wanted, dtype=torch.bool, device=x_ND.device).scatter_(1, chosen, True)
-        mask = kept.view(-1)[entries.order]
-        return Active(indices.gather(1, chosen), values.gather(1, chosen), None, entries.keep(mask), again[mask])
+        for rows, pre, unit in self.product.chunks(x_ND):
+            indices[rows], found = top_k(pre, wanted)
+            values[rows] = found if unit is None else found * unit
+        if self.encoding != "fp32":
+            indices, values = self._chosen(indices, values, x_ND, k)
+        entries = sort_by_latent(indices, k, d_sae)
+        return Active(indices, values, None, entries, values.view(-1)[entries.order])
+
+    def _chosen(self, indices: Tensor, cheap: Tensor, x_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest [n, k] by exact values, of candidates [n, wanted] with cheap ones.
+
+        A latent that is no candidate has a cheap value below the candidates' smallest. How far cheap values are off
+        shows on the candidates. Where the k-th exact value is not clear of both, the position is done in fp32.
+        """
+        wanted = indices.shape[1]
+        entries = sort_by_latent(indices, wanted, self.W_enc.shape[0])
+        exact = torch.empty_like(cheap)
+        exact.view(-1)[entries.order] = self._again(entries, x_ND)
+        chosen = largest(exact, k)
+        values = exact.gather(1, chosen)
+        doubt = DOUBT * (cheap - exact).square().mean(1).sqrt_()
+        unsure = (values.amin(1) < cheap.amin(1) + doubt).nonzero().squeeze(1)
+        self.unsure += len(unsure)
+        indices = indices.gather(1, chosen)
+        for rows in unsure.split(max(1, Exact.chunk_bytes // (self.W_enc.shape[0] * 4))):
+            indices[rows], values[rows] = top_k(torch.addmm(self.b_enc, x_ND[rows], self.W_enc.T), k)
+        return indices, values
 
     def above(self, x_ND: Tensor, floor_F: Tensor) -> Active:
         """Every pre-activation greater than its latent's floor ([d_sae], or [1] for all alike). Not with int8."""
         slack_N = self._slack(x_ND)
         position, latent, value = [], [], []
-        for rows, pre in self.product.chunks(x_ND):
+        for rows, pre, _ in self.product.chunks(x_ND):
             over = pre > (floor_F if slack_N is None else floor_F - slack_N[rows, None])
             found = over.nonzero()
             position.append(found[:, 0] + rows.start)

@@ -31,8 +31,9 @@ class Product(ABC):
         self.stale = True
         self._buffer: Tensor | None = None
 
-    def chunks(self, x_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, their pre-activations [rows, d_sae]); the tensor is overwritten by the next chunk."""
+    def chunks(self, x_ND: Tensor) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """(rows, their pre-activations [rows, d_sae], the unit [rows, 1] these are in, None: 1); the tensor is
+        overwritten by the next chunk."""
         n, d_sae = x_ND.shape[0], self.W_enc.shape[0]
         rows = max(1, min(n, self.chunk_bytes // (d_sae * self.element_size)))
         if self._buffer is None or self._buffer.shape[0] < rows:
@@ -41,7 +42,7 @@ class Product(ABC):
         self.stale = False
         for start in range(0, n, rows):
             part = x_ND[start : start + rows]
-            yield slice(start, start + len(part)), self.multiply(part, self._buffer[: len(part)])
+            yield slice(start, start + len(part)), *self.multiply(part, self._buffer[: len(part)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,8 +58,8 @@ class Product(ABC):
         """Bring the cheap copy of W_enc up to date, for these positions."""
 
     @abstractmethod
-    def multiply(self, x_ND: Tensor, out: Tensor) -> Tensor:
-        """Pre-activations of a chunk, into `out`. A row may come out scaled by a positive factor of its own."""
+    def multiply(self, x_ND: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pre-activations of a chunk, into `out`, and their unit [rows, 1] (None: 1)."""
 
 
 class Exact(Product):
@@ -67,8 +68,8 @@ class Exact(Product):
     def refresh(self, x_ND: Tensor) -> None:
         pass
 
-    def multiply(self, x_ND: Tensor, out: Tensor) -> Tensor:
-        return torch.addmm(self.b_enc, x_ND, self.W_enc.T, out=out)
+    def multiply(self, x_ND: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.addmm(self.b_enc, x_ND, self.W_enc.T, out=out), None
 
 
 class BFloat16(Product):
@@ -86,8 +87,8 @@ class BFloat16(Product):
         if self.stale:
             self._W.copy_(self.W_enc)
 
-    def multiply(self, x_ND: Tensor, out: Tensor) -> Tensor:
-        return torch.addmm(self.b_enc.bfloat16(), x_ND.bfloat16(), self._W.T, out=out)
+    def multiply(self, x_ND: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.addmm(self.b_enc.bfloat16(), x_ND.bfloat16(), self._W.T, out=out), None
 
 
 class Int8(Product):
@@ -113,7 +114,7 @@ class Int8(Product):
             torch.div(size, 127.0, out=self._scale_F[low : low + step])
             self._W[low : low + step] = tile.mul_((127.0 / size)[:, None]).round_()
 
-    def multiply(self, x_ND: Tensor, out: Tensor) -> Tensor:
+    def multiply(self, x_ND: Tensor, out: Tensor) -> tuple[Tensor, Tensor | None]:
         scaled = x_ND / self._spread_D
         per_row = 127.0 / scaled.abs().amax(1).clamp_min_(torch.finfo(x_ND.dtype).tiny)
         x8_ND = scaled.mul_(per_row[:, None]).round_().to(torch.int8)
@@ -121,7 +122,7 @@ class Int8(Product):
             self._sums = torch.empty(out.shape, dtype=torch.int32, device=out.device)
         sums = torch._int_mm(x8_ND, self._W.T, out=self._sums[: len(out)])
         torch.mul(sums, self._scale_F, out=out)
-        return out.addcmul_(per_row[:, None], self.b_enc)
+        return out.addcmul_(per_row[:, None], self.b_enc), per_row.reciprocal()[:, None]
 
 
 PRODUCTS: dict[Encoding, type[Product]] = {"fp32": Exact, "bf16": BFloat16, "int8": Int8}

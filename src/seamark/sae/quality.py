@@ -55,7 +55,7 @@ class Quality(BaseModel):
     explained_variance: float | None
     """1 − `fvu`."""
     explained_variance_raw: float | None
-    """1 − `fvu_raw`: what SAELens calls `explained_variance` (since its pull request 665)."""
+    """1 − `fvu_raw`: what SAELens (6.54) calls `explained_variance`."""
     explained_variance_per_dimension: float | None
     """Mean over dimensions d of 1 − Σ(x̂_d − x_d)² / Σ(x_d − mean(x_d))², own space: every dimension counts the same.
     Dimensions that do not vary are left out."""
