@@ -16,6 +16,7 @@ from seamark.sae.formats import Stored
 
 D_IN, D_SAE, K = 12, 40, 5
 PEERS = Path(__file__).parent / "peers"
+_NAMES = {"saelens": "sae-lens", "sparsify": "sparsify", "dictionary_learning": "dictionary-learning"}
 _VENVS = Path(__file__).parents[2] / "benchmarks" / ".scratch" / "venvs"
 
 
@@ -39,8 +40,10 @@ def make(activation: str = "topk_relu", *, seed: int = 0, **config: object) -> S
 
 
 def inputs(n: int = 64, d_in: int = D_IN) -> Tensor:
-    """Activations [n, d_in] away from mean 0 and scale 1."""
-    return torch.randn(n, d_in, generator=torch.Generator().manual_seed(7)) * 2 + 0.5
+    """Activations [n, d_in] away from mean 0 and scale 1, some so small that the eps of a normalisation shows."""
+    h = torch.randn(n, d_in, generator=torch.Generator().manual_seed(7)) * 2 + 0.5
+    h[::4] *= 0.01
+    return h
 
 
 def dense(stored: Stored, h_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +63,9 @@ def dense(stored: Stored, h_ND: Tensor) -> tuple[Tensor, Tensor]:
     return z, (z @ t["W_dec"] + t["b_dec"]) * std + mean
 
 
-def assert_same_latents(sae: SparseAutoencoder, h_ND: Tensor, latents_NF: Tensor, out_ND: Tensor | None = None) -> None:
+def assert_same_latents(
+    sae: SparseAutoencoder, h_ND: Tensor, latents_NF: Tensor, out_ND: Tensor | None = None, *, out_atol: float = 1e-4
+) -> None:
     """That an autoencoder encodes to given latents: the same ones active, values to 1e-5, and decodes alike."""
     found = sae.encode(h_ND)
     z = found.dense()
@@ -68,13 +73,13 @@ def assert_same_latents(sae: SparseAutoencoder, h_ND: Tensor, latents_NF: Tensor
     torch.testing.assert_close(z, latents_NF, rtol=1e-5, atol=1e-5)
     assert (latents_NF != 0).any(1).all(), "a test of silent latents shows nothing"
     if out_ND is not None:
-        torch.testing.assert_close(sae.decode(found), out_ND, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sae.decode(found), out_ND, rtol=1e-4, atol=out_atol)
 
 
 def peer(name: str) -> str:
     """The Python of a peer's own virtual environment; skips the test where there is none."""
     variable = f"SEAMARK_PEER_{name.upper()}"
-    python = os.environ.get(variable) or str(_VENVS / name / "bin" / "python")
+    python = os.environ.get(variable) or str(_VENVS / _NAMES[name] / "bin" / "python")
     if not Path(python).is_file():
         pytest.skip(f"{name} is not installed: set {variable} to the Python of an environment that has it")
     return python

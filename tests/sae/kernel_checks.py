@@ -56,7 +56,7 @@ def test_top_k_of_random_rows(n: int, d_sae: int, k: int, dtype: torch.dtype) ->
 
 def test_top_k_of_wide_rows() -> None:
     expect_top_k(random(1, 131072).bfloat16(), 1024)
-    expect_top_k(random(1, 200_003), 64)
+    expect_top_k(random(1, 70_003), 64)
 
 
 NUMBERS = {
@@ -94,8 +94,9 @@ def test_top_k_where_few_groups_hold_all_that_is_large(tied: bool, dtype: torch.
 
 
 def test_top_k_of_equal_long_rows() -> None:
-    indices, _ = kernels.top_k(torch.full((2, 9000), -1.0, device=DEVICE), 50)
-    assert torch.equal(indices.cpu(), torch.arange(50).expand(2, 50))
+    pre = torch.full((2, 9000), -1.0)
+    pre[1, [2, 4000, 8999]] = 2.0  # more equal ones than are asked for lie before and between
+    expect_top_k(pre, 50)
 
 
 def test_top_k_ranks_nan_of_any_sign_first() -> None:
@@ -119,11 +120,12 @@ def test_top_k_of_views_and_of_nothing() -> None:
 
 
 def close(got: Tensor, reference: Tensor, exact: Tensor, magnitude: Tensor) -> None:
-    """To 1e-6 of the sum of the terms' magnitudes, against the torch path and against float64."""
+    """To 1e-6 of the sum of the terms' magnitudes (1e-13 in float64), against the torch path and against float64."""
+    tolerance = 1e-13 if got.dtype is torch.float64 else 1e-6
     assert got.shape == exact.shape
     assert got.dtype is reference.dtype
     for other in (reference, exact):
-        assert ((got.cpu().double() - other.double()).abs() <= 1e-6 * magnitude).all()
+        assert ((got.cpu().double() - other.double()).abs() <= tolerance * magnitude).all()
 
 
 def expect_decoded(got: Tensor, rows: Tensor, indices: Tensor, values: Tensor, W: Tensor, reference: Tensor) -> None:
@@ -261,7 +263,7 @@ def test_training_with_the_kernels_is_training_without(
 def test_the_benchmark_script_checks_and_times_all_kernels() -> None:
     from benchmarks import kernels as script
 
-    result = script.measure({"tiny": script.Shape(24, 70, 3, 9)}, runs=2, device=DEVICE)
+    result = script.measure({"tiny": script.Shape(24, 40, 3, 6)}, runs=1, device=DEVICE)
     assert {row["kernel"] for row in result.rows} == set(script.KERNELS)
     assert all(row["error"] <= script.TOLERANCE and row["triton_ms"]["median"] > 0 for row in result.rows)
     assert {c.name for c in result.claims} == {f"tiny_{name}_vs_torch" for name in script.KERNELS}

@@ -1,7 +1,8 @@
-"""Compile every kernel for a GPU that need not be there: `python kernel_compile.py CAPABILITY`, run by `test_kernels`.
+"""Compile every kernel for a GPU that need not be there: `python kernel_compile.py`, run by `test_kernels`.
 
 The functions of `seamark.sae.kernels` are called as usual, but a launch stops after compilation, so what is compiled is
-what a GPU would be given. Prints one JSON object a kernel: its name, warps, shared memory, registers, bytes spilled.
+what a GPU would be given. Prints one JSON object a kernel: name, compute capability, warps, shared memory, registers,
+bytes spilled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class NoDevice:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return int(self.target.arch)  # compiled kernels are kept by device
 
     def get_current_stream(self, device: int) -> int:
         return device
@@ -48,8 +48,9 @@ def report(kernel: Any, name: str) -> None:
         usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
     print(json.dumps({
-        "kernel": name, "warps": kernel.metadata.num_warps, "shared": kernel.metadata.shared,
-        "registers": int(registers), "spilled": int(stack), "atomics": "atom." in kernel.asm["ptx"],
+        "kernel": name, "capability": kernel.metadata.target.arch, "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared, "registers": int(registers), "spilled": int(stack),
+        "atomics": "atom." in kernel.asm["ptx"],
     }))  # fmt: skip
 
 
@@ -66,18 +67,19 @@ def compile_all(d_in: int, d_sae: int, k: int, n: int = 4) -> None:
     kernels.sum_weights(entries, weights)
 
 
-def main(capability: int) -> None:
-    driver.set_active(NoDevice(capability))
+def main() -> None:
     run = JITFunction.run
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         report(run(self, *arguments, grid=grid, warmup=True, **options), self.fn.__name__)
 
     JITFunction.run = compile_only
-    compile_all(384, 3072, 32)
+    driver.set_active(NoDevice(80))
     compile_all(100, 300, 5)  # rows that vector loads cannot be used for
+    driver.set_active(NoDevice(90))
+    compile_all(384, 3072, 32)
     compile_all(2048, 32768, 1024)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

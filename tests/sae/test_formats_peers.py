@@ -1,7 +1,7 @@
 """Round trips through SAELens, sparsify and dictionary_learning themselves, each in an environment of its own.
 
 They run where SEAMARK_PEER_SAELENS, SEAMARK_PEER_SPARSIFY and SEAMARK_PEER_DICTIONARY_LEARNING name a Python that has
-the package (or `benchmarks/.scratch/venvs/<name>` exists), and are skipped elsewhere.
+the package (or where the benchmarks have made environments for them), and are skipped elsewhere. Run with `-m slow`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from seamark.errors import FormatError
 from seamark.sae import SparseAutoencoder, formats
+
+pytestmark = pytest.mark.slow  # the peers take long to import
 
 Computed = dict[str, dict[str, Tensor]]
 
@@ -60,6 +62,11 @@ FOR_SPARSIFY = {
 }  # fmt: skip
 
 
+def _atol(case: str) -> float:
+    """Of reconstructions: SAELens scales them back by std, Seamark by std + 1e-5, and normalised they go up to 50."""
+    return 1e-3 if case.endswith("layer_norm") else 1e-4
+
+
 def _made(name: str, folder: Path) -> tuple[Path, Computed]:
     save_file({"h": inputs()}, folder / "inputs.safetensors")
     return folder, run_peer(name, "make", folder)
@@ -101,7 +108,7 @@ def in_sparsify(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compute
 def test_saelens_opens_here(by_saelens: tuple[Path, Computed], case: str) -> None:
     folder, computed = by_saelens
     sae = SparseAutoencoder.from_pretrained(folder / case)
-    assert_same_latents(sae, inputs(), computed[case]["latents"], computed[case]["out"])
+    assert_same_latents(sae, inputs(), computed[case]["latents"], computed[case]["out"], out_atol=_atol(case))
     assert sae.config.activation == SAELENS[case]
     assert (sae.config.model, sae.config.hookpoint) == ("gpt2-small", "layers.7")
 
@@ -122,11 +129,11 @@ def test_saelens_opens_ours(in_saelens: tuple[Path, Computed], case: str) -> Non
     ours = make(hookpoint="layers.3", **{"activation": "topk_relu", **FOR_SAELENS[case]})
     latents, out = dense(ours, inputs())
     torch.testing.assert_close(computed[case]["latents"], latents, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(computed[case]["out"], out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(computed[case]["out"], out, rtol=1e-4, atol=_atol(case))
     assert torch.equal(computed[case]["latents"] != 0, latents != 0)
     again = SparseAutoencoder.from_pretrained(folder / case)
-    assert_same_latents(again, inputs(), computed[case]["latents"], computed[case]["out"])
-    assert again.config == ours.config.model_copy(update={"eps": 1e-5})
+    assert_same_latents(again, inputs(), computed[case]["latents"], computed[case]["out"], out_atol=_atol(case))
+    assert again.config == ours.config
     cfg = json.loads((folder / "computed" / f"{case}.json").read_text())
     assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
 

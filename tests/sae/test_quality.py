@@ -102,7 +102,7 @@ def test_negative_latents_take_part_but_do_not_fire() -> None:
 
 
 def test_explained_variance_is_that_of_saelens() -> None:
-    """Total variance Σ_d (E[x_d²] − E[x_d]²), as in its `get_sparsity_and_variance_metrics`."""
+    """1 − E‖ĥ − h‖² / (E‖h‖² − ‖E h‖²), as in its `ExplainedVarianceCalculator` (6.54)."""
     sae, h = make(), activations()
     h_hat = sae(h).double()
     h = h.double()

@@ -111,22 +111,30 @@ class SparseAutoencoder(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().contiguous() for name, p in sorted(self.named_parameters())}
 
-    def save_pretrained(self, path: str | PathLike[str], format: str = "seamark") -> None:
+    def save_pretrained(
+        self, path: str | PathLike[str], format: str = "seamark", *, approximate: bool = False
+    ) -> tuple[str, ...]:
         """Write a folder that `from_pretrained` opens, each file whole or not at all.
 
         Args:
             path: the folder.
             format: "seamark" (`sae.safetensors` and `config.json`), "saelens" or "sparsify".
+            approximate: write also what the format can only nearly say.
+
+        Returns:
+            What was changed, in words.
 
         Raises:
             FormatError: the format cannot say what this autoencoder is.
         """
-        formats.write(formats.Stored(self.config, self._tensors(), "seamark"), path, format)
+        stored = formats.Stored(self.config, self._tensors(), "seamark")
+        return formats.write(stored, path, format, approximate=approximate)
 
     @classmethod
     def from_pretrained(
         cls, path: str | PathLike[str], *, hookpoint: str | None = None, k: int | None = None,
-        revision: str | None = None, token: str | None = None,
+        activation: str | None = None, component: int | None = None, revision: str | None = None,
+        token: str | None = None,
     ) -> SparseAutoencoder:  # fmt: skip
         """Open an autoencoder of any format in use: Seamark, SAELens, sparsify, Gemma Scope, dictionary_learning,
         Safe-SAIL, SAFER.
@@ -134,14 +142,17 @@ class SparseAutoencoder(nn.Module):
         Args:
             path: a folder, a file, or a repository of the Hugging Face Hub (`owner/name`, `owner/name/subfolder`).
             hookpoint: which one, where the place holds several.
-            k: for SAFER's files, which do not say it.
+            k: for SAFER's and Safe-SAIL's files, which do not say it.
+            activation: for Safe-SAIL's: "topk_relu", "jumprelu" or "relu".
+            component: which of several stacked in a Safe-SAIL file.
             revision: of the hub repository.
             token: for gated repositories; else the one huggingface_hub knows.
 
         Raises:
             FormatError: a missing, foreign, damaged or unsafe file.
         """
-        stored = formats.read(path, hookpoint=hookpoint, k=k, revision=revision, token=token)
+        stored = formats.read(path, hookpoint=hookpoint, k=k, activation=activation, component=component,
+                              revision=revision, token=token)  # fmt: skip
         sae = cls(stored.config)
         sae._fill(stored, str(path))
         return sae.eval()

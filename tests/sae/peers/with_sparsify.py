@@ -1,4 +1,5 @@
-"""Run by sparsify's own Python: `make FOLDER` saves autoencoders with what they compute; `open FOLDER` opens those there."""
+"""Run by sparsify's own Python: `make FOLDER` saves autoencoders with what they compute; `open FOLDER` opens those
+that are there."""
 
 import sys
 from pathlib import Path

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,7 +64,8 @@ def read_torch(path: Path) -> dict[str, Any]:
     if zipped:
         _refuse_bomb(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings(action="ignore"):  # of pickles other than torch's, which are refused below
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as e:
         raise _unreadable(path, e) from e
     except Exception as e:  # unpickling a damaged file can raise anything
@@ -92,7 +94,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             for member in archive.infolist():
                 with archive.open(member) as f:
                     _refuse_large_array(f, member)
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(path) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
     except OSError as e:
         raise _unreadable(path, e) from e

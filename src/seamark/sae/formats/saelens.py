@@ -17,6 +17,7 @@ from torch import Tensor
 
 from seamark.errors import FormatError
 from seamark.run import write_json
+from seamark.sae.config import EPS
 from seamark.sae.formats.files import read_json, read_safetensors, save_tensors
 from seamark.sae.formats.hooks import from_lens, to_lens
 from seamark.sae.formats.stored import Format, Source, Stored, build, fold_decoder_norms, no_negative_values
@@ -31,6 +32,7 @@ _ACTIVATIONS = {
     "batchtopk": "batch_topk",  # trainer's checkpoints; for inference it is saved as jumprelu
     "matryoshka_batchtopk": "batch_topk",
 }
+_SCALED_BACK = "Seamark scales reconstructions back by std + 1e-5, SAELens by std alone"
 _WHY_NOT = {
     "gated": "it has separate gates",
     "abstopk": "it selects latents by magnitude",
@@ -53,7 +55,7 @@ def read(source: Source) -> Stored:
     if normalize not in ("none", "layer_norm", "expected_average_only_in"):
         raise _refused(f"normalize_activations {normalize}", _WHY_NOT.get(normalize, ""), where)
     if normalize == "layer_norm":
-        notes.append("Reconstructions are scaled back by std + 1e-5; SAELens forgets the 1e-5")
+        notes.append(_SCALED_BACK)
     model, hook = str(metadata.get("model_name") or ""), str(metadata.get("hook_name") or "")
     if metadata.get("hook_head_index") is not None:
         hook = f"{hook}.{metadata['hook_head_index']}"
@@ -69,7 +71,7 @@ def read(source: Source) -> Stored:
         activation=activation,
         k=k,
         normalize="layer_norm" if normalize == "layer_norm" else "none",
-        eps=LAYER_NORM_EPS,
+        eps=LAYER_NORM_EPS if normalize == "layer_norm" else EPS,
         subtract_b_dec=bool(cfg.get("apply_b_dec_to_input", True)),
         model=model,
         hookpoint=from_lens(hook, model),
@@ -180,7 +182,7 @@ def write(stored: Stored, folder: Path, approximate: bool) -> tuple[str, ...]:
     }
     save_tensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, cfg)
-    return tuple(notes)
+    return (*notes, _SCALED_BACK) if config.normalize == "layer_norm" else tuple(notes)
 
 
 def _differences(stored: Stored, where: str) -> list[str]:
