@@ -1,42 +1,61 @@
-"""`python -m benchmarks NAME|all [--runs N] [--check]`: measure, write `results/NAME.json`, print the claims."""
+"""`python -m benchmarks NAME|all [--runs N] [--check]`: measure, write `results/NAME.json`, print the claims.
+
+`sae` is `sae-speed` and `sae-fvu`, which also take `--contenders a,b`, `--shapes S,M,L`, `--minutes 2,5,10`, `--fresh`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import demo, harness, reward, tables
+from benchmarks import demo, harness, reward, sae_fvu, sae_speed, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
-BENCHMARKS: dict[str, Callable[..., Result]] = {"reward": reward.run, "demo": demo.run}
+BENCHMARKS: dict[str, Callable[..., Result]] = {
+    "reward": reward.run, "demo": demo.run, "sae-speed": sae_speed.run, "sae-fvu": sae_fvu.run,
+}  # fmt: skip
 """In this order by `all`: the short ones first."""
+GROUPS = {"sae": ["sae-speed", "sae-fvu"]}
+OPTIONS = ("contenders", "shapes", "minutes", "fresh")
+"""Of some benchmarks only: those that take an argument of that name."""
 
 
 def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) -> int:
     """Returns 0; with --check, 1 where a claim does not hold or could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("name", choices=[*BENCHMARKS, *GROUPS, "all"])
     parser.add_argument("--runs", type=int, help="rounds of measurement (each benchmark has its own default)")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless every claim with a target holds")
+    parser.add_argument("--contenders", help="sae: only these, separated by commas")
+    parser.add_argument("--minutes", help="sae-fvu: wall clock of the trainings, separated by commas")
+    parser.add_argument("--shapes", help="sae-speed: only these, separated by commas")
+    parser.add_argument("--fresh", action="store_true", default=None, help="sae-fvu: train again what is there")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")
-    names = list(BENCHMARKS) if options.name == "all" else [options.name]
+    names = list(BENCHMARKS) if options.name == "all" else GROUPS.get(options.name, [options.name])
+    given = {k: v for k in OPTIONS if (v := getattr(options, k)) is not None}
+    takes = {name: inspect.signature(BENCHMARKS[name]).parameters for name in names}
+    for option in given:
+        if not any(option in takes[name] for name in names):
+            parser.error(f"{options.name} has no --{option}")
     for name in names:
         load = os.getloadavg()[0]
         if load > 0.5 * harness.threads():
             sys.stderr.write(f"{name}: the machine is busy (load {load:.1f}): numbers will be off\n")
-        result = BENCHMARKS[name](options.runs, lambda line: sys.stderr.write(f"  {line}\n") and None)
+        result = BENCHMARKS[name](options.runs, lambda line: sys.stderr.write(f"  {line}\n") and None,
+                                  **{k: v for k, v in given.items() if k in takes[name]})  # fmt: skip
         path = harness.save(result, load, results)
         tables.show(result)
         sys.stderr.write(f"{name}: written to {os.path.relpath(path)}\n")
     claims = [c for name in names for c in read_json(results / f"{name}.json")["claims"]]
-    if options.name == "all":
-        tables.show_claims(claims, tables.wide_console(), "all")
+    if len(names) > 1:
+        tables.show_claims(claims, tables.wide_console(), options.name)
     return int(options.check and any(c["target"] and not c["holds"] for c in claims))
 
 

@@ -35,6 +35,8 @@ SCRATCH = ROOT / "benchmarks" / ".scratch"
 SCHEMA = 1
 DISTURBED = 0.15
 """Share of the cores used by others from which on a result says so."""
+UNTUNED = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "OMP_PROC_BIND", "OMP_PLACES")
+"""Variables that make torch faster: a measured program has them only where the benchmark sets them itself."""
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _CONDITION = re.compile(r"(?:(value|low|high) )?(>=|<=|==|>|<) (-?[\d.]+(?:e-?\d+)?)")
@@ -173,21 +175,25 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_python(arguments: Sequence[str], timeout: float) -> Row:
+def run_python(
+    arguments: Sequence[str], timeout: float, *, python: str = sys.executable, extra: Mapping[str, str] | None = None
+) -> Row:
     """Run `python ARGUMENTS` with all cores and no network; the JSON object it prints last on stdout.
+
+    `python` is the interpreter, for programs with an environment of their own; `extra` goes into its variables.
 
     `others_cpu` is added to it: the share of all cores that other programs used meanwhile.
 
     Raises:
         BenchmarkError: it failed, took too long or printed no such thing.
     """
-    environment = os.environ | {
+    environment = {k: v for k, v in os.environ.items() if k not in UNTUNED} | {
         "OMP_NUM_THREADS": str(threads()), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+    } | dict(extra or {})  # fmt: skip
     others = _cpu_of_others()
     try:
-        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=timeout,
+        done = subprocess.run([python, *arguments], capture_output=True, text=True, timeout=timeout,
                               cwd=ROOT, env=environment, check=False)  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BenchmarkError(f"took longer than {timeout:,.0f} s") from None

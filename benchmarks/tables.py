@@ -15,15 +15,21 @@ def show(result: Result, console: Console | None = None) -> None:
     """Print a benchmark's rows, then its claims."""
     console = console or wide_console()
     if result.rows:
-        keys = list(dict.fromkeys(k for row in result.rows for k in row))
         console.print(f"{result.name}: {result.about}.", markup=False, highlight=False)
         for name, what in (result.settings or {}).get("variants", {}).items():
             console.print(f"  {name}: {what}", markup=False, highlight=False)
-        table = Table(*keys)
-        for row in result.rows:
-            table.add_row(*(_cell(row.get(k)) for k in keys))
-        console.print(table)
+        for title in dict.fromkeys(row.get("table") for row in result.rows):
+            _show_rows([row for row in result.rows if row.get("table") == title], title, console)
     show_claims([c.to_json() for c in result.claims], console, result.name)
+
+
+def _show_rows(rows: Sequence[Row], title: str | None, console: Console) -> None:
+    """Rows that name the same `table`."""
+    keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k != "table"]
+    table = Table(*keys, title=title)
+    for row in rows:
+        table.add_row(*(_cell(row.get(k)) for k in keys))
+    console.print(table)
 
 
 def wide_console() -> Console:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from seamark.stats import Estimate, bootstrap, bootstrap_by_cluster, bootstrap_matrix, cluster_codes
+from seamark.stats import (
+    Estimate,
+    bootstrap,
+    bootstrap_by_cluster,
+    bootstrap_matrix,
+    bootstrap_of_sums,
+    cluster_codes,
+)
 
 
 def single(n: int) -> np.ndarray:
@@ -148,3 +155,33 @@ def test_an_undefined_statistic_is_not_available(undefined):
     e = bootstrap(sometimes_undefined, 5)
     assert e.value == 2.0
     assert e.low < 2.0 < e.high
+
+
+def test_a_ratio_of_sums_has_the_interval_of_resampled_rows():
+    rng = np.random.default_rng(0)
+    x = rng.normal(2.0, 1.0, 300)
+    y = 3 * x + rng.normal(0, 0.5, 300)
+    both = np.stack([y, x])
+    ratio = bootstrap_of_sums(lambda s: s[0] / s[1], both, single(300))
+    assert ratio.value == pytest.approx(y.sum() / x.sum())
+    draws = [y[i].sum() / x[i].sum() for i in (rng.integers(0, 300, 300) for _ in range(2000))]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert (ratio.low, ratio.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+    grouped = bootstrap_of_sums(lambda s: s[0] / s[1], both, single(300) // 100)
+    assert (grouped.value, grouped.n) == (ratio.value, 300)
+    assert grouped.low != ratio.low
+
+
+def test_sums_without_an_interval_or_a_value_say_why():
+    ones = np.ones((1, 300))
+    assert bootstrap_of_sums(lambda s: None, ones, single(300), undefined="why").reason == "why"
+    assert bootstrap_of_sums(lambda s: float("nan"), ones, single(300), undefined="why").value is None
+    assert bootstrap_of_sums(lambda s: s[0], ones[:, :0], single(0)).reason == "no items"
+    alone = bootstrap_of_sums(lambda s: s[0], ones, np.zeros(300, np.int64))
+    assert (alone.value, alone.low) == (300, None)
+    assert alone.reason.startswith("no interval")
+    rare = np.zeros((1, 300))
+    rare[0, 0] = 1
+    twice = bootstrap_of_sums(lambda s: None if s[0] != 1 else 1.0, rare, single(300))
+    assert (twice.value, twice.low) == (1, None)
+    assert "too few valid" in twice.reason

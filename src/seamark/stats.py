@@ -82,8 +82,43 @@ def bootstrap(
         return Estimate.not_available("undefined on the full sample", n)
     rng = np.random.default_rng(seed)
     drawn = [statistic(rng.integers(0, n, n)) for _ in range(draws)]
+    return _with_interval(value, drawn, n)
+
+
+def bootstrap_of_sums(
+    statistic: Callable[[Floats], float | None], values: Floats, clusters: NDArray[np.int64], *, draws: int = 1000,
+    seed: int = 0, undefined: str = "undefined on the full sample",
+) -> Estimate:  # fmt: skip
+    """Any function of sums over rows (a ratio of means, a correlation), with an interval from resampling clusters.
+
+    Args:
+        statistic: takes the sums [m] of each line of `values`; None or NaN where it is undefined. Draws where it is are
+            left out of the interval.
+        values: [m, n].
+        clusters: [n] codes, as of `cluster_codes`.
+        undefined: the reason given where the statistic is undefined on all rows.
+    """
+    n = values.shape[1]
+    if n == 0:
+        return Estimate.not_available("no items")
+    value = statistic(values.sum(1))
+    if value is None or not np.isfinite(value):
+        return Estimate.not_available(undefined, n)
+    codes = np.unique(clusters, return_inverse=True)[1]
+    n_clusters = int(codes.max()) + 1
+    if n_clusters == 1:
+        return Estimate(value=value, n=n, reason="no interval: all items belong together")
+    sums = np.stack([np.bincount(codes, weights=line, minlength=n_clusters) for line in values])
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(np.asarray(sums @ np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)))
+             for _ in range(draws)]  # fmt: skip
+    return _with_interval(value, drawn, n)
+
+
+def _with_interval(value: float, drawn: Sequence[float | None], n: int) -> Estimate:
+    """The estimate with the interval of those draws that are finite numbers, if they are half of all at least."""
     kept = [d for d in drawn if d is not None and np.isfinite(d)]
-    if len(kept) < draws // 2:
+    if len(kept) < len(drawn) // 2:
         return Estimate(value=value, n=n, reason="interval undefined: too few valid resamples")
     low, high = np.quantile(kept, [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=n)

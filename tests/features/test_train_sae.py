@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from feature_corpus import make_pairs, tiny
 
 from seamark.errors import ConfigError, DataError, ModelError
 from seamark.features import SAETraining, StageConfig, train_sae
-from seamark.features.activations import ActivationStream
-from seamark.features.training import _split
-from seamark.text.positions import positions
+from seamark.features.training import split
 from seamark.text.rendering import Rendered
+from token_texts import token_texts
 
 CONFIG = SAETraining(k=6, d_sae=128, held_out=0.2, batch_tokens=600)
 STAGES = (
@@ -38,47 +36,21 @@ def test_two_stages_learn_and_repeat() -> None:
     assert again.sae.fingerprint() == trained.sae.fingerprint()
 
 
-def stream(buffer_tokens: int, epochs: int = 2, seed: int = 0) -> ActivationStream:
-    these = texts(8)
-    chosen = [positions(t, "tokens") for t in these]
-    return ActivationStream(
-        tiny(), these, chosen, "layers.2", epochs=epochs, batch_tokens=300, buffer_tokens=buffer_tokens, seed=seed
-    )
-
-
-def test_small_buffer_gives_every_position_once_an_epoch_shuffled() -> None:
-    cached, bounded = stream(1 << 18), stream(150)
-    assert cached.fits
-    assert not bounded.fits
-    one, two = torch.cat(list(cached)), torch.cat(list(bounded))
-    assert one.shape == two.shape == (bounded.total, 32)
-    n = bounded.per_epoch
-    for epoch in (slice(0, n), slice(n, 2 * n)):  # the same multiset of rows
-        for column in (0, 7):
-            torch.testing.assert_close(
-                one[epoch, column].sort().values, two[epoch, column].sort().values, rtol=1e-4, atol=1e-4
-            )
-    for rows in (one, two):
-        assert not torch.equal(rows[:n], rows[n:])
-    assert torch.equal(two, torch.cat(list(stream(150))))
-    assert not torch.equal(two, torch.cat(list(stream(150, seed=1))))
-    assert max(len(c) for c in stream(150)) <= 150
-
-
 def test_training_through_a_small_buffer() -> None:
     trained = train_sae(tiny(), texts(), CONFIG.model_copy(update={"buffer_tokens": 300}), STAGES[:1])
     assert trained.stages[0]["last_loss"] < 0.7 * trained.stages[0]["first_loss"]
 
 
 def test_both_sides_of_a_pair_are_held_out_together() -> None:
-    train, held_out = _split(texts(), CONFIG)
-    assert held_out
-    pairs = [{t.text_id.split(":")[0] for t in side} for side in (train, held_out)]
+    train, held_out = split(token_texts(30), 0.2, 0)
+    assert len(held_out)
+    pairs = [{side.name(i).split(":")[0] for i in range(len(side))} for side in (train, held_out)]
     assert not pairs[0] & pairs[1]
-    train, held_out = _split(texts(3), SAETraining(held_out=1e-9))
+    assert sum(map(len, pairs)) == 30
+    _, held_out = split(token_texts(3), 1e-9, 0)
     assert len(held_out) == 2
-    train, held_out = _split(texts(1), CONFIG)
-    assert train
+    train, held_out = split(token_texts(1), 0.2, 0)
+    assert len(train)
 
 
 def test_errors() -> None:

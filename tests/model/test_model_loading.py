@@ -12,7 +12,9 @@ import torch
 import transformers
 
 from seamark.errors import ModelError
-from seamark.model.loading import DEFAULT_MODEL, LanguageModel, RewardModel, resolve_name
+from seamark.model.batching import collate
+from seamark.model.loading import DEFAULT_MODEL, HookedModel, LanguageModel, RewardModel, load_model, resolve_name
+from seamark.model.reading import read
 from seamark.text.pairs import Message
 from tiny import TINY_KINDS, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -187,6 +189,53 @@ def test_language_model(tmp_path):
     model = LanguageModel.from_pretrained(tiny_folder(tmp_path, "gpt2", "lm"))
     assert model.hookpoints[-1] == "layers.3"
     assert model.tokenizer.pad_token_id == model.config.pad_token_id
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox", "gemma3", "bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("head", ["reward", "lm", "base"])
+def test_whatever_a_folder_holds(tmp_path, kind, head):
+    folder = tiny_folder(tmp_path, kind, head)
+    model = load_model(folder)
+    encoder = kind in ("bert", "roberta", "modernbert")
+    expected = RewardModel if head == "reward" else LanguageModel if head == "lm" and not encoder else HookedModel
+    assert type(model) is expected
+    assert model.name == folder
+    batch = collate(rendered(model), model.config.pad_token_id)
+    h = read(model, batch, ["layers.2"]).activations["layers.2"]
+    inner = tiny_model(kind, head).base_model
+    mask = batch.attention_mask
+    with torch.no_grad():
+        plain = inner(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[3]
+    torch.testing.assert_close(h[mask.bool()], plain[mask.bool()], rtol=1e-4, atol=1e-4)
+
+
+def test_whatever_it_holds_must_be_whole_and_of_use(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(ModelError, match="its classifier has 3 labels"):
+        load_model(tiny_folder(tmp_path / "three", "bert", num_labels=3))
+    folder = Path(tiny_folder(tmp_path / "torn", "bert", "base"))
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "layer.2" not in k}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="the files lack 16 of the model's weights"):
+        load_model(folder)
+    with pytest.raises(ModelError, match="there is no such model folder"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_logits_are_those_of_the_model_itself(tmp_path):
+    model = LanguageModel.from_pretrained(tiny_folder(tmp_path, "llama", "lm"))
+    batch = collate(rendered(model), model.config.pad_token_id)
+    model.hf.train()
+    logits = model.logits(batch)
+    assert model.hf.training
+    with torch.no_grad():
+        plain = model.hf.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(logits, plain)
+    half = model.logits(batch, precision="bf16")
+    assert half.dtype == torch.float32  # the head is computed in its weights' own format
+    assert not torch.equal(half, plain)
 
 
 def test_pad_token_is_found_when_there_is_none(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from seamark.cli import audits, models, recipes
+from seamark.cli import audits, models, recipes, saes, saes_eval
 from seamark.errors import SeamarkError
 from seamark.run import disk_errors
 
@@ -18,7 +18,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "run": recipes.run,
     "reward train": models.reward_train,
     "reward eval": models.reward_eval,
-    "sae train": models.sae_train,
+    "sae train": saes.sae_train,
+    "sae suite": saes.sae_suite,
+    "sae eval": saes_eval.sae_eval,
+    "sae convert": saes_eval.sae_convert,
     "scan run": models.scan_run,
     "scan info": models.scan_info,
     "contrast": models.contrast,

@@ -1,4 +1,4 @@
-"""`seamark reward …`, `seamark sae …`, `seamark scan …`, `seamark contrast`: the stages, one at a time."""
+"""`seamark reward …`, `seamark scan …`, `seamark contrast`: the stages, one at a time."""
 
 from __future__ import annotations
 
@@ -67,36 +67,6 @@ def reward_eval(
     ]
     finish(found.to_json(), as_json=common.json, out=out, title="Accuracy", columns=("pairs", "model", "longer wins"),
            rows=rows)  # fmt: skip
-
-
-def sae_train(common: Shared, model: str, out: Path, pairs: Many = (), general_text: str | None = None) -> None:
-    """Train an SAE on a reward model's activations in two stages: general text, then the target group's pairs.
-
-    Args:
-        common: options of every command.
-        model: the reward model: a folder or a Hub name.
-        out: folder for the SAE (safetensors and JSON).
-        pairs: preference pairs as group=file; without any, the demo pairs.
-        general_text: texts of the first stage (JSONL with `text`, .txt, Parquet or a Hub name); else the pairs' texts.
-    """
-    from seamark.features import SAETraining, train_sae
-    from seamark.model import RewardModel
-    from seamark.text import read_texts
-
-    recipe = the_recipe(common)
-    loaded = RewardModel.from_pretrained(model)
-    train = the_pairs(recipe, pairs, "train")
-    renderer = loaded.renderer(recipe.reward.max_length)
-    both = [side for pair in train for side in renderer.render_pair(pair)]
-    target = [side for pair in train.group(recipe.target) for side in renderer.render_pair(pair)]
-    general = [renderer.render_text(t, i) for i, t in read_texts(general_text)] if general_text else both
-    first, second = recipe.sae.stages
-    config = SAETraining(**recipe.sae.model_dump(exclude={"stages"}))
-    trained = train_sae(loaded, {first.name: general, second.name: target}, config, recipe.sae.stages)
-    trained.sae.save_pretrained(out)
-    measured = trained.quality.model_dump() if trained.quality else None
-    finish({"quality": measured, "stages": trained.stages}, as_json=common.json, out=out, title="Held-out quality",
-           columns=("measure", "value"), rows=[(k, f"{v:.4g}") for k, v in (measured or {}).items()])  # fmt: skip
 
 
 def scan_run(common: Shared, model: str, sae: Many, out: Path, pairs: Many = ()) -> None:

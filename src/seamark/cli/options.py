@@ -38,14 +38,16 @@ def recipe_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
 
 
-def parse_pairs(pairs: Sequence[str]) -> dict[str, list[str]]:
+def parse_pairs(
+    pairs: Sequence[str], option: str = "--pairs", example: str = "safety=pairs.jsonl"
+) -> dict[str, list[str]]:
     """`group=file` options as {group: files}. Raises `ConfigError` on anything else."""
     files: dict[str, list[str]] = {}
     for item in pairs:
         group, equals, file = item.partition("=")
         if not (group and equals and file):
-            raise ConfigError(f"{item!r} is not of the form group=file", where="--pairs",
-                              fix="Write --pairs safety=pairs.jsonl")  # fmt: skip
+            raise ConfigError(f"{item!r} is not of the form {'group' if option == '--pairs' else 'stage'}=file",
+                              where=option, fix=f"Write {option} {example}")  # fmt: skip
         files.setdefault(group, []).append(file)
     return files
 

@@ -36,7 +36,7 @@ def run(
     out: str | None = None,
     workers: int | None = None,
 ) -> None:
-    """Run a recipe: finished stages are skipped, an interrupted one resumes.
+    """Run a recipe of any kind: what is finished is skipped, what was interrupted goes on.
 
     Args:
         recipe: the recipe's YAML file.
@@ -46,9 +46,15 @@ def run(
         out: run folder.
         workers: processes side by side.
     """
+    from seamark.cli.saes import run_suite_recipe
+    from seamark.pipelines.recipe import read_recipe
+
     if common.config is not None:
         raise ConfigError("give the recipe once", where="--config", fix="Write: seamark run recipe.yaml")
     files = {"pairs": parse_pairs(pairs)} if pairs else None
+    if read_recipe(recipe).get("recipe") == "sae-suite":
+        run_suite_recipe(Common(recipe, common.set, common.json), data=files, model=model, out=out)
+        return
     _run(Common(recipe, common.set, common.json), data=files, model=model, out=out, workers=workers)
 
 

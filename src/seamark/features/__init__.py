@@ -4,12 +4,19 @@ from seamark.features.config import ScanConfig
 from seamark.features.contexts import Context, TokenScores
 from seamark.features.contrast import Contrast, contrast
 from seamark.features.effect import direct_effect
+from seamark.features.evaluation import EvaluatedSAE, SAEEvalConfig, SAEEvaluation, evaluate_saes
+from seamark.features.loss import LossRecovered, loss_recovered, losses_recovered
+from seamark.features.plan import PAPER_STAGES, SAESpec, SAETraining, StageConfig, TrainingConfig, make_suite
 from seamark.features.reading import Scan, text_scores
+from seamark.features.reward_change import RewardChange, RewardShift, reward_change, reward_changes
 from seamark.features.scan import scan
 from seamark.features.sets import Feature, FeatureSet
-from seamark.features.training import PAPER_STAGES, SAETraining, StageConfig, TrainedSAE, train_sae
+from seamark.features.training import TrainedSAE, TrainedSuite, train_sae, train_suite
 
 __all__ = [
-    "PAPER_STAGES", "Context", "Contrast", "Feature", "FeatureSet", "SAETraining", "Scan", "ScanConfig", "StageConfig",
-    "TokenScores", "TrainedSAE", "contrast", "direct_effect", "scan", "text_scores", "train_sae",
+    "PAPER_STAGES", "Context", "Contrast", "EvaluatedSAE", "Feature", "FeatureSet", "LossRecovered", "RewardChange",
+    "RewardShift", "SAEEvalConfig", "SAEEvaluation", "SAESpec", "SAETraining", "Scan", "ScanConfig", "StageConfig",
+    "TokenScores", "TrainedSAE", "TrainedSuite", "TrainingConfig", "contrast", "direct_effect", "evaluate_saes",
+    "loss_recovered", "losses_recovered", "make_suite", "reward_change", "reward_changes", "scan", "text_scores",
+    "train_sae", "train_suite",
 ]  # fmt: skip

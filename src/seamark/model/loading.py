@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from seamark.errors import ModelError
-from seamark.model.batching import collate, plan_batches
+from seamark.model.batching import Batch, collate, plan_batches
 from seamark.model.hooked import HookedModel
 from seamark.model.hookpoints import backbone
 from seamark.model.precision import Precision
@@ -30,10 +30,10 @@ from seamark.model.pretrained import (
     resolve_name,
     set_dropout,
 )
-from seamark.model.reading import read
+from seamark.model.reading import evaluating, read
 from seamark.text.rendering import Rendered
 
-__all__ = ["DEFAULT_MODEL", "HookedModel", "LanguageModel", "RewardModel", "resolve_name"]
+__all__ = ["DEFAULT_MODEL", "HookedModel", "LanguageModel", "RewardModel", "load_model", "resolve_name"]
 
 Quantization = Literal["4bit", "8bit"]
 Attention = Literal["eager", "sdpa"]
@@ -199,6 +199,43 @@ class LanguageModel(HookedModel):
             raise ModelError(f"not a language model: the files lack {', '.join(missing[:3])}", where=name)
         return cls(hf, load_tokenizer(name, **common), os.fspath(path))
 
+    def logits(self, batch: Batch, *, precision: Precision = "fp32") -> Tensor:
+        """Logits [B, T, vocabulary] of the token behind each position, in the head's format; meaningless at padding."""
+        with evaluating(self.hf, precision), self.reading(batch.to(self.device)) as moved:
+            out: Tensor = self.forward(moved).logits
+            return out
+
+
+def load_model(
+    path: str | os.PathLike[str], *, dtype: str | torch.dtype = "auto", device_map: Any = None,
+    quantization: Quantization | None = None, trust_remote_code: bool = False, revision: str | None = None,
+    attention: Attention | None = None,
+) -> HookedModel:  # fmt: skip
+    """Whatever lies at `path`, to read activations of: a `RewardModel` (a classifier, or an adapter of one), a
+    `LanguageModel` (causal), or a bare `HookedModel` (an encoder; any head it has is left out).
+
+    Arguments are those of `RewardModel.from_pretrained`.
+
+    Raises:
+        ModelError: no such model, damaged weights, or a classifier that is no reward model.
+    """
+    name = resolve_name(path)
+    common = {"trust_remote_code": trust_remote_code, "revision": revision}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "quantization": quantization,
+                               "attention": attention, **common}  # fmt: skip
+    if (Path(name) / "adapter_config.json").is_file():
+        return RewardModel.from_pretrained(path, **options)
+    config = load_config(name, **common)
+    architecture = _architecture(config)
+    if _has_reward_head(architecture):
+        return RewardModel.from_pretrained(path, **options)
+    if any(word in architecture for word in ("CausalLM", "LMHeadModel", "ConditionalGeneration")):
+        return LanguageModel.from_pretrained(path, **options)
+    hf, missing = _Loading(dtype, device_map, quantization, attention, common).run(AutoModel, name, config)
+    if strange := [k for k in missing if "pooler" not in k]:
+        raise ModelError(f"the files lack {len(strange)} of the model's weights ({', '.join(strange[:3])})", where=name)
+    return HookedModel(hf, load_tokenizer(name, **common), os.fspath(path))
+
 
 @dataclass(frozen=True)
 class _Loading:
@@ -229,10 +266,18 @@ class _Loading:
         return hf, missing
 
 
+def _architecture(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or ["unknown"])[0])
+
+
+def _has_reward_head(architecture: str) -> bool:
+    return "SequenceClassification" in architecture or "Reward" in architecture
+
+
 def _why_no_reward_model(config: Any) -> str:
     """Why a config is not a reward model's, or an empty string."""
-    architecture = (getattr(config, "architectures", None) or ["unknown"])[0]
-    if "SequenceClassification" not in architecture and "Reward" not in architecture:
+    architecture = _architecture(config)
+    if not _has_reward_head(architecture):
         return f"{architecture} has no reward head"
     if config.num_labels != 1:
         return f"its classifier has {config.num_labels} labels, a reward model has one"

@@ -48,7 +48,7 @@ def _with_tensor(output: Any, h: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def _evaluating(hf: nn.Module, precision: Precision) -> Iterator[None]:
+def evaluating(hf: nn.Module, precision: Precision) -> Iterator[None]:
     """Eval mode, no gradients, autocast only as asked; the training flag is put back."""
     was_training = hf.training
     hf.eval()
@@ -102,7 +102,7 @@ def read(
     handles = [module.register_forward_hook(watch(name)) for name, module in wanted.items()]
     rewards: Tensor | None = None
     try:
-        with _evaluating(model.hf, precision), model.reading(batch.to(model.device)) as moved:
+        with evaluating(model.hf, precision), model.reading(batch.to(model.device)) as moved:
             output = model.forward(moved)
             if with_output:
                 rewards = model.rewards_of(output)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seamark.errors import FormatError, ModelError
 from seamark.model.batching import collate, plan_batches
-from seamark.model.hookpoints import find_family
+from seamark.model.hookpoints import find_family, parse_hookpoint
 from seamark.model.loading import HookedModel
 from seamark.model.precision import Precision
 from seamark.model.reading import apply_at, read
@@ -120,6 +120,21 @@ class BlockCache:
                 stack.enter_context(_forward_is(block, lambda h, *_a, **_k: wrap(h)))
             stack.enter_context(_forward_is(blocks[-1], last))
             yield
+
+
+def skipping_below(
+    model: HookedModel, hookpoint: str, texts: Sequence[Rendered], *, precision: Precision = "fp32",
+    batch_tokens: int = 8192,
+) -> contextlib.AbstractContextManager[None]:  # fmt: skip
+    """A context in which `texts` run through none of the blocks that a change at `hookpoint` leaves as they are.
+
+    Making it reads the texts through those blocks once. Holds one activation of every token in memory.
+    """
+    point = parse_hookpoint(hookpoint)
+    n_blocks = point.layer + (point.part == "block")
+    if n_blocks == 0:
+        return contextlib.nullcontext()
+    return BlockCache.make(model, texts, n_blocks, precision=precision, batch_tokens=batch_tokens).skipping(model)
 
 
 def _key(ids: Sequence[int]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from seamark.audit.scores import METHODS
 from seamark.errors import ConfigError
@@ -15,25 +15,30 @@ from seamark.features import PAPER_STAGES, SAETraining, ScanConfig, StageConfig
 from seamark.model import DEFAULT_MODEL, RewardTraining
 
 DEMO = "demo"
+Model = TypeVar("Model", bound=BaseModel)
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
 
 
-class _Part(BaseModel):
+def _one_file_is_a_list(value: Any) -> Any:
+    return {g: [f] if isinstance(f, str) else f for g, f in value.items()} if isinstance(value, dict) else value
+
+
+Files = Annotated[dict[str, list[str]], BeforeValidator(_one_file_is_a_list)]
+"""{name: files}; one file may stand without a list."""
+
+
+class Part(BaseModel):
+    """A part of a recipe: every key is checked."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DataPart(_Part):
+class DataPart(Part):
     """Which pairs, and how they are split."""
 
-    pairs: dict[str, list[str]] = Field(default_factory=dict)
+    pairs: Files = Field(default_factory=dict)
     """Files by group, e.g. {safety: [pairs.jsonl], chat: [hub/name]}. Empty: the authored demo pairs."""
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _one_file_is_a_list(cls, value: Any) -> Any:
-        return {g: [f] if isinstance(f, str) else f for g, f in value.items()} if isinstance(value, dict) else value
-
     test_share: float = Field(0.25, gt=0, lt=1)
     """Share of prompts held out for evaluation (split by prompt hash)."""
     split_seed: int = 0
@@ -49,6 +54,10 @@ class SAEPart(SAETraining):
     stages: tuple[StageConfig, StageConfig] = PAPER_STAGES
     """First on general texts, then on the target group's pairs."""
 
+    def training_of(self) -> SAETraining:
+        """The same without the stages."""
+        return SAETraining(**self.model_dump(exclude={"stages"}))
+
     @model_validator(mode="after")
     def _names_differ(self) -> SAEPart:
         if self.stages[0].name == self.stages[1].name:
@@ -58,7 +67,7 @@ class SAEPart(SAETraining):
         return self
 
 
-class FeaturesPart(_Part):
+class FeaturesPart(Part):
     """How safety features are scored and chosen (SAFER §3.2-3.3)."""
 
     normalization: Literal["default", "paper"] = "default"
@@ -81,7 +90,7 @@ def _check_unique(values: Iterable[object]) -> None:
         seen.add(value)
 
 
-class ExperimentPart(_Part):
+class ExperimentPart(Part):
     """A grid of retrainings: methods x rates x seeds, and the unedited run of every seed."""
 
     methods: list[str] = Field(default_factory=lambda: ["safer", "random", "margin"], min_length=1)
@@ -113,7 +122,7 @@ class DenoisePart(ExperimentPart):
     """Share of the target group whose labels are flipped at random first. 0: the data as they are."""
 
 
-class SaferRecipe(_Part):
+class SaferRecipe(Part):
     """SAFER (arXiv 2507.00665): reward model, SAE, safety features, poisoning and denoising, report."""
 
     recipe: Literal["safer"] = "safer"
@@ -163,6 +172,11 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> SaferRec
     Raises:
         ConfigError: not there, not YAML, an unknown key or a value of the wrong kind (names the key).
     """
+    return check_recipe(read_recipe(path, overrides), str(path))
+
+
+def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The data of a recipe of any kind. Raises `ConfigError`: not there, not YAML, no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -175,13 +189,18 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> SaferRec
         raise ConfigError(f"not valid YAML{line}", where=str(path)) from e
     if not isinstance(data, dict):
         raise ConfigError("a recipe is a mapping of keys to values", where=str(path))
-    return check_recipe(_merge(data, overrides or {}), str(path))
+    return merge(data, overrides or {})
 
 
 def check_recipe(data: dict[str, Any], where: str) -> SaferRecipe:
-    """Validate a recipe's data. Raises `ConfigError` naming the first bad key."""
+    """Validate a SAFER recipe's data. Raises `ConfigError` naming the first bad key."""
+    return check_data(SaferRecipe, data, where)
+
+
+def check_data(kind: type[Model], data: dict[str, Any], where: str) -> Model:
+    """Validate data as a `kind`. Raises `ConfigError` naming the first bad key."""
     try:
-        return SaferRecipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -189,9 +208,10 @@ def check_recipe(data: dict[str, Any], where: str) -> SaferRecipe:
         raise ConfigError(f"{key or 'recipe'}: {problem[:1].lower()}{problem[1:]}", where=where) from None
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested data with those of `over` winning."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged

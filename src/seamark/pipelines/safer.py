@@ -202,7 +202,7 @@ class SaferRun:
                 "sae": r.sae.model_dump(mode="json"), "max_length": r.reward.max_length,
                 "general_text": r.data.general_text, "general_digest": _local_digest(r.data.general_text),
                 **common, **shared,
-            }, {"reward": w.reward, "data": w.data})
+            }, {"reward": w.reward, "data": w.data}, version=2)
             for w in worlds
         ], self.workers)  # fmt: skip
         config = r.scan.model_copy(update={"max_length": r.scan.max_length or r.reward.max_length})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from seamark.explain.ratings import statistical_ratings
 from seamark.features import (
     Contrast,
     FeatureSet,
-    SAETraining,
     Scan,
     ScanConfig,
     contrast,
@@ -33,7 +32,7 @@ from seamark.text import (
     demo_pairs,
     longer_wins,
     read_pairs,
-    read_texts,
+    stream_texts,
     write_rejected,
 )
 from seamark.text.pairs import Pairs, hash_unit
@@ -136,26 +135,28 @@ def add_noise(folder: Path, data: Path, *, rate: float, group: str, seed: int) -
 def fit_sae(
     folder: Path, reward: Path, data: Path, *, sae: Mapping[str, Any], max_length: int | None, target: str,
     general_text: str | None, general_digest: str, threads: int,
-) -> None:  # fmt: skip
-    """Train the SAE in two stages on the activations of a reward model: general text, then the target group's pairs."""
+) -> dict[str, Any]:  # fmt: skip
+    """Train the SAE in two stages on the activations of a reward model: general text, then the target group's pairs.
+
+    Checkpoints lie in the stage's folder while it is at work, so that an interrupted training goes on.
+    """
     model = RewardModel.from_pretrained(str(reward / MODEL))
     pairs = Pairs.from_jsonl(data / TRAIN)
     renderer = model.renderer(max_length)
 
-    def rendered(some: Pairs) -> list[Rendered]:
-        return [side for pair in some for side in renderer.render_pair(pair)]
+    def rendered(some: Pairs) -> Iterator[Rendered]:
+        return (side for pair in some for side in renderer.render_pair(pair))
 
     general = rendered(pairs)
     if general_text:
-        general = [renderer.render_text(text, text_id) for text_id, text in read_texts(general_text)]
+        general = (renderer.render_text(text, text_id) for text_id, text in stream_texts(general_text))
     part = SAEPart(**sae)
     first, second = part.stages
     texts = {first.name: general, second.name: rendered(pairs.group(target))}
-    config = SAETraining(**part.model_dump(exclude={"stages"}))
-    trained = train_sae(model, texts, config, part.stages)
+    trained = train_sae(model, texts, part.training_of(), part.stages, out=folder / ".training")
     trained.sae.save_pretrained(folder / SAE)
-    write_json(folder / "quality.json", {"quality": trained.quality,
-                                         "stages": trained.stages})  # fmt: skip
+    write_json(folder / "quality.json", {"quality": trained.quality, "stages": trained.stages})
+    return trained.choices
 
 
 def scan_pairs(folder: Path, reward: Path, data: Path, sae: Path, *, config: Mapping[str, Any], threads: int) -> None:

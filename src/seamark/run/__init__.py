@@ -12,15 +12,17 @@ from seamark.run.files import (
     write_json,
 )
 from seamark.run.folder import MANIFEST, Run, Stage, result_digest
-from seamark.run.watch import RssMeter, progress, say
+from seamark.run.watch import Board, RssMeter, board, progress, say
 from seamark.run.workers import Workers
 
 __all__ = [
     "MANIFEST",
+    "Board",
     "RssMeter",
     "Run",
     "Stage",
     "Workers",
+    "board",
     "canonical_json",
     "digest",
     "disk_errors",

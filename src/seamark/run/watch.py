@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import psutil
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _console = Console(stderr=True, highlight=False)
 _silent = False
@@ -70,21 +74,27 @@ def progress(title: str, total: int | None = None, unit: str = "") -> Iterator[C
     if not _console.is_terminal:
         yield _line_progress(title, total, unit)
         return
+    with _bar(unit, transient=True) as bar:
+        task = bar.add_task(title, total=total, rate="")
+        yield lambda n: _move(bar, task, n)
+
+
+def _bar(unit: str, **options: Any) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=_console, transient=True) as bar:
-        task = bar.add_task(title, total=total, rate="")
-
-        def advance(n: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=n, rate=f"{speed:,.0f}/s" if speed else "")
-
-        yield advance
+    return Progress(*columns, console=_console, **options)
 
 
-def _line_progress(title: str, total: int | None, unit: str) -> Callable[[int], None]:
+def _move(bar: Progress, task: TaskID, n: int) -> None:
+    speed = bar.tasks[0].speed
+    bar.update(task, advance=n, rate=f"{speed:,.0f}/s" if speed else "")
+
+
+def _line_progress(
+    title: str, total: int | None, unit: str, begun: int = 0, then: Callable[[], None] | None = None
+) -> Callable[[int], None]:
     start = last = time.monotonic()
-    done = 0
+    done = begun
 
     def advance(n: int) -> None:
         nonlocal done, last
@@ -93,11 +103,52 @@ def _line_progress(title: str, total: int | None, unit: str) -> Callable[[int], 
         if now - last < 10.0:
             return
         last = now
-        rate = done / (now - start)
+        rate = (done - begun) / (now - start)
         left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
         say(f"  {title}: {done:,}{f'/{total:,}' if total else ''} {unit} ({rate:,.1f}/s{left})")
+        if then is not None:
+            then()
 
     return advance
+
+
+class Board(NamedTuple):
+    """A progress bar with a line of numbers for each of several things below."""
+
+    advance: Callable[[int], None]
+    lines: dict[str, str]
+    """{name: its line}; set them as numbers come in."""
+
+
+@contextlib.contextmanager
+def board(title: str, total: int, unit: str, begun: int = 0) -> Iterator[Board]:
+    """`progress` from `begun` on, with lines of numbers below: drawn anew in a terminal, else said every 10 s."""
+    lines: dict[str, str] = {}
+    if _silent:
+        yield Board(lambda _: None, lines)
+        return
+    if not _console.is_terminal:
+        yield Board(_line_progress(title, total, unit, begun, lambda: _say_lines(lines)), lines)
+        return
+    bar = _bar(unit)
+    task = bar.add_task(title, total=total, rate="", completed=begun)
+    with Live(console=_console, transient=True, refresh_per_second=4,
+              get_renderable=lambda: Group(bar, Text("\n".join(_shown(lines))))):  # fmt: skip
+        yield Board(lambda n: _move(bar, task, n), lines)
+
+
+BOARD_LINES = 24
+
+
+def _shown(lines: Mapping[str, str]) -> list[str]:
+    width = max((len(name) for name in lines), default=0)
+    shown = [f"  {name:<{width}}  {line}" for name, line in list(lines.items())[:BOARD_LINES]]
+    return shown + [f"  … and {len(lines) - BOARD_LINES} more"] * (len(lines) > BOARD_LINES)
+
+
+def _say_lines(lines: Mapping[str, str]) -> None:
+    for line in _shown(lines):
+        say("  " + line)
 
 
 def say(text: str) -> None:

@@ -98,7 +98,7 @@ def sum_rows(
     if out is None:
         out = x_ND.new_empty(d_sae, d_in)
     if kernels.usable(x_ND):
-        out.copy_(kernels.sum_rows(entries, weights, x_ND))
+        kernels.sum_rows(entries, weights, x_ND, out)
         if finish:
             finish(out, slice(0, d_sae))
         return out

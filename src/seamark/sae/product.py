@@ -16,6 +16,7 @@ from torch import Tensor
 from seamark.sae.config import Encoding
 
 QUANTIZE_BYTES = 4 << 20
+CUDA_CHUNK_BYTES = 1 << 30
 
 
 class Product(ABC):
@@ -35,7 +36,8 @@ class Product(ABC):
         """(rows, their pre-activations [rows, d_sae], the unit [rows, 1] these are in, None: 1); the tensor is
         overwritten by the next chunk."""
         n, d_sae = x_ND.shape[0], self.W_enc.shape[0]
-        rows = max(1, min(n, self.chunk_bytes // (d_sae * self.element_size)))
+        chunk_bytes = CUDA_CHUNK_BYTES if x_ND.is_cuda else self.chunk_bytes
+        rows = max(1, min(n, chunk_bytes // (d_sae * self.element_size)))
         if self._buffer is None or self._buffer.shape[0] < rows:
             self._buffer = torch.empty(rows, d_sae, dtype=self.dtype, device=x_ND.device)
         self.refresh(x_ND)

@@ -2,7 +2,7 @@
 
 from seamark.text.bow import bag_of_words_accuracy, longer_wins
 from seamark.text.clauses import ClauseEnd, clause_ends, paper_clause_ends
-from seamark.text.corpus import Corpus, read_texts
+from seamark.text.corpus import Corpus, read_texts, stream_texts
 from seamark.text.demo import ContrastPair, demo_contrast_pairs, demo_pairs
 from seamark.text.pairs import Message, Pairs, PreferencePair, RejectedRow, Text, content_id, hash_unit, plain
 from seamark.text.positions import clause_positions, positions
@@ -38,6 +38,7 @@ __all__ = [
     "positions",
     "read_pairs",
     "read_texts",
+    "stream_texts",
     "text_of",
     "write_rejected",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -43,48 +43,69 @@ def read_texts(sources: PathLike | Sequence[PathLike], *, column: str = "text", 
     Raises:
         DataError: a source that is missing, empty, unreadable, lacks the column or has no usable text.
     """
+    rejected: list[RejectedRow] = []
+    items = tuple(stream_texts(sources, column=column, split=split, rejected=rejected.append))
+    return Corpus(items, tuple(rejected))
+
+
+def stream_texts(
+    sources: PathLike | Sequence[PathLike], *, column: str = "text", split: str | None = None,
+    rejected: Callable[[RejectedRow], None] = lambda _: None,
+) -> Iterator[tuple[str, str]]:  # fmt: skip
+    """`read_texts` one by one, for corpora larger than memory: of each text id and hash are kept, about 300 bytes.
+
+    Files of lines, Parquet and data sets are read as they are used; .json and .csv files whole. `rejected` is told of
+    the rows that could not be used. Errors come when their source is reached.
+    """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if not paths:
         raise DataError("no texts given", fix="Give a file or several")
-    found: dict[str, str] = {}
-    seen: dict[str, str] = {}
-    rejected: list[RejectedRow] = []
-    for source in paths:
-        before, columns = len(found), set[str]()
+    ids: set[str] = set()
+    seen: dict[str, tuple[int, int]] = {}
+    for number, source in enumerate(paths):
+        before, columns = len(ids), set[str]()
         for row in _rows(source, split):
             columns.update(map(str, row.data or ()))
-            reason = row.reason or _take(row, column, f"row {row.number} of {source}", found, seen)
+            reason, text = row.reason, ""
+            if not reason:
+                reason, text = _usable(row, column)
+            key = hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+            if text and seen.setdefault(key, (number, row.number)) != (number, row.number):
+                first, place = seen[key]
+                reason = f"duplicate of row {place} of {paths[first]}"
             if reason:
-                rejected.append(RejectedRow(str(source), row.number, reason))
+                rejected(RejectedRow(str(source), row.number, reason))
+                continue
+            named = _own_id(row)
+            text_id = named if named and named not in ids else key
+            ids.add(text_id)
+            yield text_id, text
         if columns and column not in columns:
             what = f"no column {column}; found {column_names(columns)}"
             raise DataError(what, where=str(source), fix="Name the column of texts")
-        if len(found) == before:
+        if len(ids) == before:
             raise DataError("no usable text", where=str(source))
-    return Corpus(tuple(found.items()), tuple(rejected))
 
 
-def _take(row: RawRow, column: str, place: str, found: dict[str, str], seen: dict[str, str]) -> str:
-    """Add the text of a row, or give the reason why not."""
-    data = row.data or {}
-    text = data.get(column)
+def _usable(row: RawRow, column: str) -> tuple[str, str]:
+    """("", text) of a row, or (the reason why not, "")."""
+    text = (row.data or {}).get(column)
     if text is None:
-        return f"{column} is missing"
+        return f"{column} is missing", ""
     if not isinstance(text, str):
-        return f"{column} has the wrong type ({type(text).__name__}; text is needed)"
+        return f"{column} has the wrong type ({type(text).__name__}; text is needed)", ""
     try:
         check_text(text, column)
     except BadRowError as error:
-        return str(error)
-    if not text.strip():
-        return f"{column} is empty"
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if seen.setdefault(key, place) != place:
-        return f"duplicate of {seen[key]}"
-    own = data.get("id")
-    named = str(own) if isinstance(own, str | int) and not isinstance(own, bool) and str(own).isprintable() else ""
-    found[named if named and named not in found else key] = text
-    return ""
+        return str(error), ""
+    return ("", text) if text.strip() else (f"{column} is empty", "")
+
+
+def _own_id(row: RawRow) -> str:
+    """The id that a row brings along, if it is a good one."""
+    own = (row.data or {}).get("id")
+    good = isinstance(own, str | int) and not isinstance(own, bool) and str(own).isprintable()
+    return str(own) if good else ""
 
 
 def _rows(source: PathLike, split: str | None) -> Iterator[RawRow]:

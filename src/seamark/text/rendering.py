@@ -124,7 +124,7 @@ class Renderer:
                 (response[0] + n_left, response[1] + n_left),
             )
         rendered = Rendered(text_id, ids, offsets, layout.text, prompt, response, special)
-        return self._truncate(rendered)
+        return self.truncate(rendered)
 
     def _encode(self, layout: Layout, text_id: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Ids [T] and character offsets [T, 2] of a text, its pieces between cuts tokenised apart."""
@@ -152,7 +152,7 @@ class Renderer:
             special[i] = self._control[int(ids[i])] in literal
         return special
 
-    def _truncate(self, r: Rendered) -> Rendered:
+    def truncate(self, r: Rendered) -> Rendered:
         """`r` without the tokens at the left that exceed `max_length`; a leading BOS or CLS stays."""
         lost = len(r) - self.max_length if self.max_length is not None else 0
         if lost <= 0:

@@ -1,0 +1,234 @@
+"""Quality of TopK autoencoders after equal wall clock on the same real activations, each at its best learning rate."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, sae_data, sae_environments
+from benchmarks.harness import BenchmarkError, Claim, Result, Row
+from benchmarks.peers.feed import Job
+from benchmarks.sae_contenders import CONTENDERS, ENVIRONMENTS, OURS, Contender, chosen, left_out
+from seamark.run import digest, file_digest, read_json, write_json
+
+FOLDER = harness.SCRATCH / "sae-fvu"
+PROTOCOL = 1
+"""Raise it when a change of the harness makes older cells incomparable."""
+MINUTES = (2.0, 5.0, 10.0)
+D_SAE, K, BATCH = 3072, 32, 1024
+STEP = 3.0
+"""Factor between learning rates of a grid."""
+WIDEST = 6
+"""Learning rates tried at most, where the best one keeps lying at the edge of the grid."""
+TOLERANCE = 0.03
+"""A training whose wall clock misses its minutes by more is repeated once, with as many steps as it should have had."""
+COMPARABLE = 0.1
+"""Beyond this no ratio is claimed."""
+TARGET = "< 1"
+
+
+@dataclass
+class Bench:
+    """Trains cells, (contender, learning rate, minutes), each once: finished ones are read from `folder`."""
+
+    folder: Path
+    data: Path
+    pythons: Mapping[str, str]
+    missing: Mapping[str, str]
+    say: Callable[[str], None]
+    fresh: bool = False
+    train: Callable[..., Row] = harness.run_python
+    rates: dict[str, float] = field(default_factory=dict)
+    """Steps a second each contender was last seen at."""
+    here: set[Path] = field(default_factory=set)
+    """Cells of this run."""
+
+    def cell(self, name: str, lr: float, minutes: float) -> Row:
+        """What a training ended in; one that failed has `valid` = inf and says why."""
+        path = self.folder / "cells" / name / f"{minutes:g}min-lr{lr:.3g}.json"
+        key = self._key(name)
+        old = read_json(path) if path.exists() and (path in self.here or not self.fresh) else {}
+        if old.get("key") == key and old["row"]["valid"] is not None:
+            row: Row = old["row"]
+        else:
+            row = self._trained(name, lr, minutes)
+            row["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
+            write_json(path, {"key": key, "row": row})
+            self.here.add(path)
+            self.say(f"{name}, lr {lr:.3g}, {minutes:g} min: {told(row)}")
+        if row.get("steps_per_second"):
+            self.rates[name] = row["steps_per_second"]
+        return row | {"valid": math.inf if row["valid"] is None else row["valid"]}
+
+    def _trained(self, name: str, lr: float, minutes: float) -> Row:
+        contender = CONTENDERS[name]
+        if contender.environment in self.missing:
+            return failure(lr, self.missing[contender.environment])
+        row: Row = {}
+        for _ in range(2):
+            try:
+                row = self._once(contender, job_of(name, lr, minutes, self.data, self.rates.get(name, 0.0)))
+            except BenchmarkError as e:
+                return failure(lr, str(e))
+            if not math.isfinite(row["valid"]) or not math.isfinite(row["held_out"]):
+                return failure(lr, "diverged")
+            if abs(row["seconds"] / (60 * minutes) - 1) <= TOLERANCE:
+                break
+            self.rates[name] = row["steps_per_second"]
+            self.say(f"{name}: {row['seconds']:.0f} s instead of {60 * minutes:.0f}")
+        return row
+
+    def _once(self, contender: Contender, job: Job) -> Row:
+        path = self.folder / f"job-{job.name}.json"  # several benchmarks may share the folder, each with its contenders
+        write_json(path, asdict(job))
+        python = {"python": self.pythons[contender.environment]} if contender.environment else {}
+        return self.train(["-m", "benchmarks.peers", str(path)], 120 * job.minutes + 600, **python)
+
+    def _key(self, name: str) -> str:
+        """What a cell depends on besides its name: data, settings, versions, and for us our own code."""
+        c = CONTENDERS[name]
+        code = sorted((harness.ROOT / "src/seamark/sae").rglob("*.py")) if name == OURS else []
+        machine = [harness.threads(), harness.machine()["cpu"]]
+        settings = [c.module, c.options, c.quality, sae_environments.fingerprint(c.environment)]
+        data = read_json(self.data / "data.json")
+        return digest([PROTOCOL, D_SAE, K, BATCH, data, settings, machine, [file_digest(p) for p in code]])
+
+
+def failure(lr: float, reason: str) -> Row:
+    return {"lr": lr, "valid": None, "held_out": None, "seconds": None, "steps": None, "reason": reason}
+
+
+def told(row: Row) -> str:
+    if row["valid"] is None:
+        return str(row["reason"])
+    return f"FVU {row['held_out']:.4f} held out, {row['valid']:.4f} for choosing, {row['steps']:,} steps"
+
+
+def job_of(name: str, lr: float, minutes: float, data: Path, rate: float) -> Job:
+    contender = CONTENDERS[name]
+    files = {part: str(data / f"{part}.safetensors") for part in sae_data.PARTS}
+    return Job(
+        name, contender.module, files["train"], int(read_json(data / "data.json")["d_in"]), D_SAE, K, BATCH, lr,
+        {**contender.options, **contender.quality}, minutes=minutes, rate=rate, valid=files["valid"],
+        held_out=files["held_out"],
+    )  # fmt: skip
+
+
+def run(
+    runs: int | None = None, say: Callable[[str], None] = lambda _: None, *, contenders: str | None = None,
+    minutes: str | None = None, fresh: bool = False,
+) -> Result:  # fmt: skip
+    """A grid of learning rates at the shortest time, then each contender at its best one for the longer times.
+
+    `runs` is of no use here: every training is run once.
+    """
+    times = tuple(float(m) for m in minutes.split(",")) if minutes else MINUTES
+    names = chosen(contenders)
+    data = cached_data(FOLDER / "data", say)
+    pythons, missing = sae_environments.prepare([e for e in ENVIRONMENTS if _needed(e, names)], say)
+    bench = Bench(FOLDER, data, pythons, missing, say, fresh)
+    best = grid(bench, names, min(times))
+    cells = {(name, t): bench.cell(name, best[name], t) if best[name] else None for t in times for name in names}
+    about = read_json(data / "data.json")
+    return Result(
+        "sae-fvu", ABOUT.format(**about), claims(cells, names, times, left_out(names)), table(cells, names, times),
+        {"data": about, "d_sae": D_SAE, "k": K, "batch": BATCH, "grid_factor": STEP,
+         "variants": {name: CONTENDERS[name].about for name in names}},
+    )  # fmt: skip
+
+
+ABOUT = (
+    "fraction of variance unexplained on held-out {model} activations ({hookpoint}, {source}) after equal wall clock "
+    "of training, evaluation not counted; a grid of learning rates for each at the shortest time, chosen on other "
+    "held-out texts; warm-up over 5 % of the steps and decay to 0 over the last 20 % where a trainer has such a "
+    "schedule, each time a training of its own, so that its decay ends in time"
+)
+
+
+def _needed(environment: str, names: Sequence[str]) -> bool:
+    return any(CONTENDERS[n].environment == environment for n in names)
+
+
+def cached_data(folder: Path, say: Callable[[str], None]) -> Path:
+    """The activations, read once; again where other texts are to be had now."""
+    note = folder / "data.json"
+    if not note.exists() or read_json(note)["source"] != sae_data.source():
+        say(f"reading activations ({sae_data.source()})")
+        note.unlink(missing_ok=True)
+        extra = {sae_data.VARIABLE: os.environ[sae_data.VARIABLE]} if sae_data.VARIABLE in os.environ else {}
+        harness.run_python(["-m", "benchmarks.sae_data", str(folder)], 7200, extra=extra)
+    return folder
+
+
+def grid(bench: Bench, names: Sequence[str], minutes: float) -> dict[str, float | None]:
+    """The best learning rate of each: three, and more as long as the best lies at an edge. None: all failed."""
+    tried = {name: [CONTENDERS[name].lr * STEP**i for i in (-1, 0, 1)] for name in names}
+    rows = {(name, lr): bench.cell(name, lr, minutes) for i in range(3) for name in names for lr in [tried[name][i]]}
+    best: dict[str, float | None] = {}
+    for name in names:
+        score = {lr: float(rows[name, lr]["valid"]) for lr in tried[name]}
+        while math.isfinite(min(score.values())) and len(score) < WIDEST:
+            lr = min(score, key=lambda lr: score[lr])
+            if min(score) < lr < max(score):
+                break
+            beyond = lr / STEP if lr == min(score) else lr * STEP
+            score[beyond] = float(bench.cell(name, beyond, minutes)["valid"])
+        lr = min(score, key=lambda lr: score[lr])
+        best[name] = lr if math.isfinite(score[lr]) else None
+    return best
+
+
+Cells = Mapping[tuple[str, float], Row | None]
+
+
+def claims(cells: Cells, names: Sequence[str], times: Sequence[float], incomplete: str = "") -> list[Claim]:
+    return [_against_best(cells, names, t, incomplete) for t in times]
+
+
+def _against_best(cells: Cells, names: Sequence[str], minutes: float, incomplete: str) -> Claim:
+    """Our FVU over the least of the peers'."""
+    name = f"fvu_vs_best_peer_at_{minutes:g}_min"
+    reasons = [r for n in names if (r := why_not(n, cells[n, minutes], minutes))] + ([incomplete] if incomplete else [])
+    peers = [n for n in names if n != OURS]
+    if reasons or not peers:
+        return harness.missing(name, "x", TARGET, "; ".join(reasons) or "no peer ran")
+    found = {n: float(_row(cells[n, minutes])["held_out"]) for n in names}
+    return Claim(name, found[OURS] / min(found[n] for n in peers), "x", TARGET)
+
+
+def why_not(name: str, row: Row | None, minutes: float) -> str:
+    """Why a cell cannot be compared; empty where it can."""
+    if row is None:
+        return f"{name}: no learning rate led to a finite error"
+    if not math.isfinite(row["valid"]):
+        return f"{name}: {row['reason']}"
+    if abs(row["seconds"] / (60 * minutes) - 1) > COMPARABLE:
+        return f"{name}: trained for {row['seconds']:.0f} s instead of {60 * minutes:.0f}"
+    return ""
+
+
+def _row(row: Row | None) -> Row:
+    if row is None:
+        raise BenchmarkError("no such cell")
+    return row
+
+
+def table(cells: Cells, names: Sequence[str], times: Sequence[float]) -> list[Row]:
+    """One row a contender: its learning rate, FVU at each time, steps a second."""
+    rows: list[Row] = []
+    for name in names:
+        found: dict[float, Any] = {t: cells[name, t] for t in times}
+        row: Row = {"table": "quality", "variant": name, "lr": None}
+        for t, cell in found.items():
+            usable = cell is not None and math.isfinite(cell["valid"])
+            row[f"fvu_{t:g}_min"] = harness.rounded(cell["held_out"]) if usable else None
+            if usable:
+                row |= {"lr": harness.rounded(cell["lr"]), "steps_per_s": harness.rounded(cell["steps_per_second"]),
+                        "seconds": harness.rounded(cell["seconds"]), "date": cell["date"]}  # fmt: skip
+        rows.append(row)
+    return rows
