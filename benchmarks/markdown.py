@@ -32,17 +32,23 @@ def fill(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def section(result: Mapping[str, Any]) -> str:
-    """Date and machine, claims, rows, failures of one result."""
+    """Date and machine, claims and rows of one result."""
     m = result["machine"]
     torch = m["versions"].get("torch", "?")
     lines = [
         f"Measured {result['date']} on {m['cpu']}, {m['cores']} cores, {m['ram_gib']} GiB, "
         f"{m['accelerator'] or 'no GPU'}; torch {torch}, Python {m['python']}; load before: {result['load_before']:g}. "
         "Medians, in parentheses the least and the largest run.",
-        "",
-        *([f"**{title}**", ""] if title else []),
-        *table(keys, [[_cell(r.get(k)) for k in keys] for r in rows]),
-    ]
+        "", f"{result['about'][:1].upper()}{result['about'][1:]}.", "",
+    ]  # fmt: skip
+    claims = [[c["name"], _value(c), c["target"], {True: "yes", False: "**no**", None: ""}[c["holds"]], str(c["n"])]
+              for c in result["claims"]]  # fmt: skip
+    lines += table(["claim", "value", "target", "holds", "runs"], claims)
+    for title in dict.fromkeys(row.get("table") for row in result["rows"]):
+        rows = [row for row in result["rows"] if row.get("table") == title]
+        keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in HIDDEN]
+        lines += ["", *([f"**{title}**", ""] if title else [])]
+        lines += table(keys, [[_cell(r.get(k)) for k in keys] for r in rows])
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,13 +71,15 @@ CONTENDERS: dict[str, Contender] = {
     ),
 }  # fmt: skip
 PEERS = [name for name in CONTENDERS if name != OURS]
+QUALITY = [OURS, "sae_lens_bf16", "sparsify", "sparsify_adam", "dictionary_learning"]
+"""Who is trained for minutes by `sae-fvu` unless `--contenders` says otherwise; results name the rest."""
 ENVIRONMENTS = list(dict.fromkeys(c.environment for c in CONTENDERS.values() if c.environment))
 
 
-def chosen(names: str | None) -> list[str]:
-    """Names from a comma-separated list, ours always first; all without one. Raises ValueError on unknown ones."""
+def chosen(names: str | None, default: Sequence[str] = tuple(CONTENDERS)) -> list[str]:
+    """Names from a comma-separated list, ours always first; `default` without one. ValueError on unknown ones."""
     if not names:
-        return list(CONTENDERS)
+        return list(default)
     asked = [n.strip() for n in names.split(",")]
     unknown = [n for n in asked if n not in CONTENDERS]
     if unknown:
@@ -84,7 +87,7 @@ def chosen(names: str | None) -> list[str]:
     return [OURS, *(n for n in CONTENDERS if n in asked and n != OURS)]
 
 
-def left_out(names: list[str]) -> str:
-    """Why nothing can be said of the best peer where not all run; empty where they do."""
-    missing = [n for n in PEERS if n not in names]
+def left_out(names: list[str], wanted: Sequence[str] = tuple(PEERS)) -> str:
+    """Why nothing can be said of the best peer where not all `wanted` run; empty where they do."""
+    missing = [n for n in wanted if n not in names]
     return f"not run: {', '.join(missing)}" if missing else ""

@@ -108,6 +108,21 @@ def test_a_training_of_the_wrong_length_is_repeated_with_the_right_number_of_ste
     assert "240 s instead of 120" in bench.said[0]
 
 
+def test_a_training_that_missed_its_time_is_kept_for_this_run_only(bench):
+    slower = Trainings()
+
+    def train(arguments, timeout, **_):
+        row = slower(arguments, timeout)
+        return row | {"seconds": 1.2 * row["seconds"]}  # however many steps are planned
+
+    busy = again(bench, train=train)
+    row = busy.cell(NAME, 5e-4, 2.0)
+    assert "144 s instead of 120" in sae_fvu.why_not(NAME, row, 2.0)
+    assert busy.cell(NAME, 5e-4, 2.0) == row
+    assert len(slower.jobs) == 2
+    assert again(bench).cell(NAME, 5e-4, 2.0)["seconds"] == pytest.approx(120.0)
+
+
 @pytest.mark.parametrize("broken", ["raises", "diverges"])
 def test_a_failed_training_says_why_and_is_tried_anew_next_time(bench, broken):
     def fails(arguments, timeout, **_):
@@ -208,6 +223,13 @@ def test_best_of_a_few_is_not_claimed_and_alone_there_is_none():
     cells = {(OURS, 2.0): cell(0.2), ("sae_lens", 2.0): cell(0.3)}
     assert sae_fvu.claims(cells, [OURS, "sae_lens"], (2.0,), "not run: sparsify")[0].reason == "not run: sparsify"
     assert sae_fvu.claims(cells, [OURS], (2.0,))[0].reason == "no peer ran"
+
+
+def test_a_result_names_the_contenders_it_does_not_cover():
+    assert sae_fvu.untrained(list(CONTENDERS)) == ""
+    remark = sae_fvu.untrained([n for n in CONTENDERS if n not in ("torch_dense", "dictionary_learning_bf16")])
+    assert remark.startswith(". NOT TRAINED here")
+    assert remark.endswith("dictionary_learning_bf16, torch_dense")
 
 
 def test_a_whole_training_takes_its_minutes_and_is_evaluated_on_both_parts(tmp_path, monkeypatch):

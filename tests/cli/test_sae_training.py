@@ -32,8 +32,8 @@ def test_options_decide_what_is_trained(place: Place, tmp_path: Path) -> None:
         "sae", "train", *place.options, "--config", place.recipe(tmp_path), "--model", place.causal, "--out",
         tmp_path / "sae", "--hookpoint", "layers.1.mlp", "--activation", "jumprelu", "--expansion", 3,
         "--sparsity", 0.05, "--normalize", "none", "--scale", "expected_norm", "--loss", "squared",
-        "--aux", 0.03, "--encoder", "fp32", "--buffer-gib", 0.0001, "--spill", spill, "--cache", cache, "--log-every", 3,
-        "--checkpoint-every", 7,
+        "--aux", 0.03, "--encoder", "fp32", "--buffer-gib", 0.0001, "--spill", spill, "--cache", cache,
+        "--log-every", 3, "--checkpoint-every", 7,
     )  # fmt: skip
     sae = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert found["sae"] == sae.config.model_dump()
@@ -51,8 +51,8 @@ def test_options_decide_what_is_trained(place: Place, tmp_path: Path) -> None:
 def test_a_suite_by_options(place: Place, tmp_path: Path) -> None:
     text = tmp_path / "corpus.txt"
     text.write_text("\n\n".join(f"The weather was fine on day {i}, so we walked." for i in range(40)))
-    words = ["sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *SMALL, "--text", f"all={text}",
-             "--hookpoint", "layers.1", "--hookpoint", "layers.2.mlp", "--k", 4, "--k", 8, "--expansion", 2]  # fmt: skip
+    words = ["sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *SMALL, "--text", f"all={text}"]
+    words += ["--hookpoint", "layers.1", "--hookpoint", "layers.2.mlp", "--k", 4, "--k", 8, "--expansion", 2]
     found = result(*words)
     ids = [f"layers.{where}-topk{k}-x2" for where in ("1", "2.mlp") for k in (4, 8)]
     assert list(found["saes"]) == list(found["quality"]) == ids
@@ -76,7 +76,8 @@ def test_a_suite_of_the_default_model_and_texts(tmp_path: Path, place: Place) ->
 
 
 def test_changed_options_do_not_go_on_in_the_same_folder(place: Place, tmp_path: Path) -> None:
-    words = ["sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *SMALL, *place.options, "--expansion", 2]
+    words = ["sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *SMALL, *place.options,
+             "--expansion", 2]  # fmt: skip
     result(*words, "--k", 4)
     line = the_error(*call(*words, "--k", 8))
     assert "holds a run of something else: suite.layers.2-topk4-x2" in line
@@ -101,7 +102,8 @@ def test_suites_that_cannot_be(
     options: list[Any], problem: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    line = the_error(*call("sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *place.options, *options))
+    words = ["sae", "suite", "--model", place.causal, "--out", tmp_path / "run", *place.options]
+    line = the_error(*call(*words, *options))
     assert re.search(problem, line), line
     assert not (tmp_path / "run" / "saes").exists()
 

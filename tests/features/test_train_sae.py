@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 from feature_corpus import make_pairs, tiny
+from token_texts import token_texts
 
 from seamark.errors import ConfigError, DataError, ModelError
 from seamark.features import SAETraining, StageConfig, train_sae
 from seamark.features.training import split
 from seamark.text.rendering import Rendered
-from token_texts import token_texts
 
 CONFIG = SAETraining(k=6, d_sae=128, held_out=0.2, batch_tokens=600)
 STAGES = (

@@ -138,9 +138,8 @@ def test_metrics_are_one_line_for_each_logged_step(straight: tuple[TrainedSuite,
     assert 0 <= last["dead_share"] < 1
     assert last["per_second"] > 0
     assert last["seconds_left"] == 0
-    assert [e for e in trained.log if e.name == "aux"] == [
-        FitLog(e["sae"], **{k: v for k, v in e.items() if k not in ("stage", "sae")}) for e in lines if e["sae"] == "aux"
-    ]
+    fields = [{k: v for k, v in e.items() if k not in ("stage", "sae")} for e in lines if e["sae"] == "aux"]
+    assert [e for e in trained.log if e.name == "aux"] == [FitLog("aux", **f) for f in fields]
 
 
 def test_one_pass_of_the_model_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +169,10 @@ class Stop(Exception):  # noqa: N818
 def test_stopped_at_any_step_it_ends_in_the_same_weights(
     stage: str, step: int, straight: tuple[TrainedSuite, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patched, pytest.raises(Stop):
+    with monkeypatch.context() as patched:
         stop_at(patched, stage, step)
-        train(tmp_path / "run")
+        with pytest.raises(Stop):
+            train(tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
     train(tmp_path / "run")
     assert_same(tmp_path / "run", straight)
@@ -200,8 +200,8 @@ def test_stopped_between_stages(
         "saes": (SparseAutoencoder, "save_pretrained"), "report": (training.TrainingFolder, "save"),
         "measured": (training, "qualities"),
     }  # fmt: skip
-    with monkeypatch.context() as patched, pytest.raises(Stop):
-        # Checkpoints save autoencoders too: only once the first stage's last step is logged.
+    with monkeypatch.context() as patched:
+        # Checkpoints save autoencoders too: only once the first stage is trained.
         whole = training._Training._report
 
         def report(*a: Any) -> Any:
@@ -210,7 +210,8 @@ def test_stopped_between_stages(
             return found
 
         patched.setattr(training._Training, "_report", report)
-        train(tmp_path / "run")
+        with pytest.raises(Stop):
+            train(tmp_path / "run")
     train(tmp_path / "run")
     assert_same(tmp_path / "run", straight)
 
@@ -241,9 +242,10 @@ def test_killed_at_random_points_a_process_ends_in_the_same_weights(
 
 
 def test_checkpoints_can_be_used_while_training_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with monkeypatch.context() as patched, pytest.raises(Stop):
+    with monkeypatch.context() as patched:
         stop_at(patched, "general", 40)
-        train(tmp_path)
+        with pytest.raises(Stop):
+            train(tmp_path)
     found = sorted((tmp_path / "checkpoints" / "general").glob("step-*"))
     assert 1 <= len(found) <= 2
     for sae_id, spec in SUITE.items():
@@ -363,9 +365,9 @@ def test_bad_activations_stop_training_with_the_last_checkpoint_intact(tmp_path:
     config = TrainingConfig(buffer_tokens=300, batch_tokens=600, held_out=0.0, checkpoint_every=2)
     order = [*rendered, spoiled]
     for seed in range(9):  # one whose first block is sound
+        folder, seeded = tmp_path / str(seed), config.model_copy(update={"seed": seed})
         with pytest.raises(DataError, match="NaN") as caught:
-            folder = tmp_path / str(seed)
-            train_suite(with_bad_token(499), order, suite, [STAGE], config.model_copy(update={"seed": seed}), out=folder)
+            train_suite(with_bad_token(499), order, suite, [STAGE], seeded, out=folder)
         found = sorted((folder / "checkpoints" / "general").glob("step-*"))
         if found:
             break
@@ -421,7 +423,9 @@ def test_memory_of_the_block_in_bytes() -> None:
 # -- trackers -------------------------------------------------------------------------------------------------------
 
 
-def test_metrics_go_to_a_tracker_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+def test_metrics_go_to_a_tracker_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
     seen: dict[str, list[Any]] = {"init": [], "log": [], "finish": []}
     module = types.ModuleType("trackio")
     module.init = lambda **k: print("hello") or seen["init"].append(k)  # type: ignore[attr-defined]

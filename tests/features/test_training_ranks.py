@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import train_process
 from feature_corpus import tiny
 from token_texts import token_texts
@@ -139,9 +140,7 @@ with ranks.joined() as rank:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_ranks_share_the_passes_and_their_errors(
-    cached: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_ranks_share_the_passes_and_their_errors(cached: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "shared.py"
     cache = f"__import__('pathlib').Path({str(tmp_path / 'cache')!r})" if cached else "None"
     script.write_text(f"import sys\nsys.path.insert(0, {str(SCRIPT.parents[1])!r})\n" + SHARED.replace("CACHE", cache))

@@ -1,6 +1,6 @@
 """Trains a small suite into a folder, as a process of its own that can be killed or be one of several ranks.
 
-    python train_process.py FOLDER [data|spread]
+Arguments: the folder, and "data" or "spread" for the short training of the tests with ranks.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from token_texts import texts  # noqa: E402
+from feature_corpus import tiny
+from token_texts import texts
 
-from seamark.features import SAESpec, StageConfig, TrainingConfig, TrainedSuite, train_suite  # noqa: E402
-from feature_corpus import tiny  # noqa: E402
+from seamark.features import SAESpec, StageConfig, TrainedSuite, TrainingConfig, train_suite
 
 SUITE = {
     "topk": SAESpec(hookpoint="layers.2", k=6, d_sae=96),

@@ -28,7 +28,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
 def shrunk(folder: Path, model: str) -> dict[str, Any]:
     """What a test changes: the model, the texts, where it runs."""
     text = folder / "general.jsonl"
-    rows = [{"text": f"The weather was fine on day {i}; we walked to the harbour and watched {i} ships."} for i in range(30)]
+    rows = [{"text": f"The weather was fine on day {i}; we walked to the port and saw {i} ships."} for i in range(30)]
     text.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": 3}]), encoding="utf-8")
     return {
         "model": model, "out": str(folder / "run"),
@@ -72,8 +72,8 @@ def test_a_recipe_runs_on_a_tiny_model(name: str, qwen: str, tmp_path: Path) -> 
 
 
 def test_run_knows_both_kinds_of_recipe(qwen: str, tmp_path: Path) -> None:
-    changes = shrunk(tmp_path, qwen)
-    recipe = check_data(SuiteRecipe, changes | {"hookpoints": ["layers.1"], "variants": [{"k": [4, 8], "d_sae": 96}]}, "test")
+    changes = shrunk(tmp_path, qwen) | {"hookpoints": ["layers.1"], "variants": [{"k": [4, 8], "d_sae": 96}]}
+    recipe = check_data(SuiteRecipe, changes, "test")
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.model_dump_json(exclude_none=True))  # JSON is YAML
     code, out, err = call("run", file, "--json")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from seamark.run import RssMeter, progress, say, watch
+from seamark.run import RssMeter, board, progress, say, watch
 
 
 def test_the_meter_sees_memory_that_came_and_went():
@@ -92,3 +92,34 @@ def test_a_silent_process_shows_nothing(capsys, clock, monkeypatch):
         clock.now += 20
         advance(5)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_board_says_its_lines_every_ten_seconds(capsys, clock):
+    with board("Training", 100, "positions", begun=40) as shown:
+        shown.lines["one"] = "loss 3"
+        shown.lines["the other"] = "loss 4"
+        shown.advance(5)
+        clock.now += 10
+        shown.advance(5)
+        for i in range(30):
+            shown.lines[f"sae {i}"] = "x"
+        clock.now += 10
+        shown.advance(0)
+    found = capsys.readouterr()
+    assert found.out == ""
+    lines = found.err.splitlines()
+    assert lines[:3] == [
+        "  Training: 50/100 positions (1.0/s, 50 s left)", "    one        loss 3", "    the other  loss 4",
+    ]  # fmt: skip
+    assert lines[-1] == "    … and 8 more"
+    assert len(lines) == 3 + 1 + 24 + 1
+
+
+def test_a_board_in_a_terminal_draws_its_lines(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(watch, "_console", Console(file=out, force_terminal=True, width=120))
+    with board("Training", 100, "positions", begun=40) as shown:
+        shown.lines["one"] = "loss [3]"
+        shown.advance(20)
+    assert "60/100" in out.getvalue()
+    assert "one  loss [3]" in out.getvalue()

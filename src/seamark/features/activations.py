@@ -7,7 +7,7 @@ a random order of its own, and forgotten: between blocks the stream has no state
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,8 @@ class ActivationStream:
         self._cache = None if cache is None else ActivationCache(cache, reader)
         self._source: Source = self._cache or reader
         self._kept: dict[str, Tensor] | None = None
+        self.told: Callable[[int, int], None] = lambda done, of: None
+        """Told of texts read, of how many, while a block is read in the middle of the stream."""
 
     @property
     def total(self) -> int:
@@ -106,11 +108,21 @@ class ActivationStream:
                     room = self._kept
                 else:
                     room = room or self._room()
-                    self._source.fill(Pieces.cut(order, self.texts.counts, start, stop), room, lambda _: None)
+                    self._read(Pieces.cut(order, self.texts.counts, start, stop), room)
                 assert room is not None  # noqa: S101  (`load` has kept it)
                 mixed = _permutation(stop - start, self.seed, epoch, number).to(self.device)
                 for part in mixed[max(begin - start, 0) :].split(CHUNK):
                     yield {hookpoint: h_ND[part] for hookpoint, h_ND in room.items()}
+
+    def _read(self, pieces: Pieces, room: Mapping[str, Tensor]) -> None:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.told(done, len(pieces.rows))
+
+        self._source.fill(pieces, room, advance)
 
     def _room(self) -> dict[str, Tensor]:
         return {h: empty_block(self.block, d, device=self.device, spill=self.spill) for h, d in self.widths.items()}

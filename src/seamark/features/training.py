@@ -7,7 +7,7 @@ same call ends in the same weights. Under torchrun the ranks share the passes of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
 from seamark.errors import ConfigError, DataError
 from seamark.features.activations import ActivationStream
@@ -24,6 +23,7 @@ from seamark.features.metrics import Metrics, TrackerName, open_tracker
 from seamark.features.plan import PAPER_STAGES, SAESpec, SAETraining, StageConfig, TrainingConfig, check_name, make_id
 from seamark.features.tokens import TokenTexts, TokenTextsMaker, collect
 from seamark.features.training_folder import TrainingFolder
+from seamark.features.watched import Watched
 from seamark.model.loading import HookedModel
 from seamark.model.precision import resolve_precision
 from seamark.run import board, ranks, say
@@ -291,10 +291,11 @@ class _Training:
         consumed, steps = folder.progress(stage.name, every) if folder else (0, {})
         metrics.begin(stage.name, steps, [s.name for s in self.stages[:i]])
         stream = self._stream(data.train, choices, epochs=stage.epochs, seed=self.config.seed + i)
-        watched = _Watched(stream, stage.name, min(how.batch_size for _, how in fits.values()))
+        watched = Watched(stream, stage.name, min(how.batch_size for _, how in fits.values()))
         watched.load(f"SAE, stage {stage.name}: read activations")
         with board(f"SAE, stage {stage.name}", stream.total, "positions", consumed) as shown:
-            watched.advance, metrics.shown = shown.advance, shown.lines
+            watched.show(shown)
+            metrics.shown = shown.lines
             saes = fit(
                 watched, fits, positions=stream.total, init=start, device=self.model.device, log=metrics,
                 checkpoints=folder.checkpoints(stage.name, every) if folder else None,
@@ -325,7 +326,7 @@ class _Training:
         mine = {i: saes[i] for i in list(saes)[ranks.rank() :: ranks.world()]}
         found: dict[str, Quality] = {}
         if held_out.n_positions:
-            check = _Watched(self._stream(held_out, choices, epochs=1, seed=0), stage.name, 1)
+            check = Watched(self._stream(held_out, choices, epochs=1, seed=0), stage.name, 1)
             check.load("SAE: read held-out texts")
             found = qualities(mine, check)
         parts = ranks.collected({i: q.model_dump(mode="json") for i, q in found.items()})
@@ -334,39 +335,6 @@ class _Training:
         ends = {i: [part[i] for part in known if i in part] for i in saes}
         return {i: {"first_loss": min(e[0] for e in ends[i])[1], "last_loss": max(e[1] for e in ends[i])[1],
                     "quality": measured.get(i)} for i in saes}  # fmt: skip
-
-
-class _Watched:
-    """The stream as `fit` sees it: moves a progress bar, and what goes wrong in reading says how far training was."""
-
-    def __init__(self, stream: ActivationStream, stage: str, batch_size: int) -> None:
-        self.stream, self.stage, self.batch_size = stream, stage, batch_size
-        self.advance: Callable[[int], None] = lambda _: None
-        self._position = 0
-
-    def load(self, title: str) -> None:
-        with self._said():
-            self.stream.load(title)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self.start_at(0)
-
-    def start_at(self, position: int) -> Iterator[dict[str, Tensor]]:
-        self._position = position
-        with self._said():
-            for chunk in self.stream.start_at(position):
-                yield chunk
-                n = len(next(iter(chunk.values())))
-                self._position += n
-                self.advance(n)
-
-    @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
-        try:
-            yield
-        except DataError as e:
-            at = f"step {self._position // self.batch_size} of stage {self.stage}"
-            raise DataError(e.what, where=f"{e.where}, {at}", fix=e.fix) from e
 
 
 def _check(suite: Mapping[str, SAESpec], stages: Sequence[StageConfig]) -> None:

@@ -78,7 +78,9 @@ class Encoder:
         exact.view(-1)[entries.order] = self._again(entries, x_ND)
         chosen = largest(exact, k)
         values = exact.gather(1, chosen)
-        doubt = DOUBT * (cheap - exact).square().mean(1).sqrt_()
+        # Errors grow with values in bf16: those of candidates not chosen count, as they lie near the edge in question.
+        error = (cheap - exact).scatter_(1, chosen, 0.0)
+        doubt = torch.linalg.vector_norm(error, dim=1).mul_(DOUBT / max(wanted - k, 1) ** 0.5)
         unsure = (values.amin(1) < cheap.amin(1) + doubt).nonzero().squeeze(1)
         self.unsure += len(unsure)
         indices = indices.gather(1, chosen)

@@ -17,8 +17,9 @@ from torch.nn.functional import embedding_bag
 
 from seamark.sae import kernels
 
-TILE_BYTES = 4 << 20
-"""Weight gradients are summed this much at a time: small blocks are reused by malloc, large ones cost page faults."""
+SUM_BYTES, DECODE_BYTES = 1 << 20, 4 << 20
+"""Sums of rows take some columns at a time: the rows stay in a core's own cache, whoever else uses the shared one (a
+position is visited many times, a decoder row a few), and malloc can reuse the blocks of the result."""
 
 
 class ByLatent(NamedTuple):
@@ -61,9 +62,26 @@ def decode_rows(indices: Tensor, values: Tensor, W_dec_FD: Tensor, offsets: Tens
     """Σ values · W_dec[indices] for every position, [n, d_in]; [n, k] entries, or flat ones with `offsets` [n + 1]."""
     if kernels.usable(W_dec_FD):
         return kernels.decode_rows(indices, values, W_dec_FD, offsets)
-    if offsets is None:
-        return embedding_bag(indices, W_dec_FD, per_sample_weights=values, mode="sum")
-    return embedding_bag(indices, W_dec_FD, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
+    few = indices.numel() <= W_dec_FD.shape[0]
+    blocks = _columns(W_dec_FD, W_dec_FD.nbytes if few else DECODE_BYTES)
+    if len(blocks) == 1:
+        return _bags(indices, W_dec_FD, offsets, values)
+    n = indices.shape[0] if offsets is None else offsets.shape[0] - 1
+    out = W_dec_FD.new_empty(n, W_dec_FD.shape[1])
+    for block in blocks:
+        out[:, block] = _bags(indices, W_dec_FD[:, block].contiguous(), offsets, values)
+    return out
+
+
+def _bags(indices: Tensor, rows: Tensor, offsets: Tensor | None, weights: Tensor) -> Tensor:
+    last = {"include_last_offset": True} if offsets is not None else {}
+    return embedding_bag(indices, rows, offsets, mode="sum", per_sample_weights=weights, **last)
+
+
+def _columns(x: Tensor, size: int) -> list[slice]:
+    """The columns of a matrix cut into blocks of about `size` bytes."""
+    width = max(16, size // max(1, x.shape[0] * x.element_size()) // 16 * 16)
+    return [slice(low, min(low + width, x.shape[1])) for low in range(0, x.shape[1], width)]
 
 
 def sampled_products(entries: ByLatent, W_FD: Tensor, G_ND: Tensor) -> Tensor:
@@ -91,8 +109,8 @@ def sum_rows(
         weights: [m], in latent order.
         x_ND: [n, d_in].
         out: where to write.
-        finish: called with every tile (rows of the result) and the latents it holds, while it is in the cache; may
-            change it in place.
+        finish: called with every tile of the result (all rows, some columns) and its columns, while it is in the cache;
+            may change it in place.
     """
     d_sae, d_in = entries.offsets.shape[0] - 1, x_ND.shape[1]
     if out is None:
@@ -100,18 +118,11 @@ def sum_rows(
     if kernels.usable(x_ND):
         kernels.sum_rows(entries, weights, x_ND, out)
         if finish:
-            finish(out, slice(0, d_sae))
+            finish(out, slice(None))
         return out
-    bounds = entries.offsets.tolist()
-    step = max(1, TILE_BYTES // (d_in * x_ND.element_size()))
-    for low in range(0, d_sae, step):
-        high = min(low + step, d_sae)
-        mine = slice(bounds[low], bounds[high])
-        tile = embedding_bag(
-            entries.positions[mine], x_ND, entries.offsets[low : high + 1] - bounds[low], mode="sum",
-            per_sample_weights=weights[mine], include_last_offset=True,
-        )  # fmt: skip
+    for block in _columns(x_ND, SUM_BYTES):
+        tile = _bags(entries.positions, x_ND[:, block].contiguous(), entries.offsets, weights)
         if finish:
-            finish(tile, slice(low, high))
-        out[low:high] = tile
+            finish(tile, block)
+        out[:, block] = tile
     return out

@@ -131,12 +131,12 @@ class Finish:
         self.W_dec, self.along = W_dec_FD, along_F
         self._squares: list[Tensor] = []
 
-    def encoder(self, tile: Tensor, latents: slice) -> None:
+    def encoder(self, tile: Tensor, columns: slice) -> None:
         self._squares.append(torch.linalg.vector_norm(tile))
 
-    def decoder(self, tile: Tensor, latents: slice) -> None:
+    def decoder(self, tile: Tensor, columns: slice) -> None:
         if self.along is not None:
-            tile.addcmul_(self.W_dec[latents], self.along[latents, None], value=-1.0)
+            tile.addcmul_(self.W_dec[:, columns], self.along[:, None], value=-1.0)
         self._squares.append(torch.linalg.vector_norm(tile))
 
     @property
