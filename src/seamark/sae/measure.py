@@ -35,7 +35,10 @@ def _fastest(d_in: int, d_sae: int, k: int | None, n: int, device: str) -> Encod
     candidates: tuple[Encoding, ...] = ("fp32", "bf16", "int8") if k else ("fp32", "bf16")
     if torch.device(device).type != "cpu":
         candidates = ("fp32", "bf16")  # int8 products want shapes that not every CUDA library takes
-    made = {encoding: _selection(d_in, d_sae, k or 1, n, device, encoding) for encoding in candidates}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d_in, generator=generator).to(device)
+    W = torch.randn(d_sae, d_in, generator=generator).div_(d_in**0.5).to(device)
+    made = {encoding: _selection(W, x, k or 1, encoding) for encoding in candidates}
     seconds = dict.fromkeys(candidates, float("inf"))
     for _ in range(ROUNDS):  # in turns, so that a busy moment does not decide
         for encoding, once in made.items():
@@ -44,12 +47,9 @@ def _fastest(d_in: int, d_sae: int, k: int | None, n: int, device: str) -> Encod
     return best if seconds[best] <= WORTH * seconds["fp32"] else "fp32"
 
 
-def _selection(d_in: int, d_sae: int, k: int, n: int, device: str, encoding: Encoding) -> Callable[[], object]:
-    """One selection on made activations, the copy of the weights included."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n, d_in, generator=generator).to(device)
-    W = torch.randn(d_sae, d_in, generator=generator).div_(d_in**0.5).to(device)
-    encoder = Encoder(W, torch.zeros(d_sae, device=device), encoding)
+def _selection(W: torch.Tensor, x: torch.Tensor, k: int, encoding: Encoding) -> Callable[[], object]:
+    """One selection, the copy of the weights included."""
+    encoder = Encoder(W, torch.zeros(W.shape[0], device=W.device), encoding)
 
     def once() -> None:
         encoder.changed()
