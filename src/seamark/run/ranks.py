@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from seamark.run.watch import be_silent
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=2)
 """How long ranks wait for one that reads or writes alone."""
+SETTLE_S = 0.2
 
 
 def rank() -> int:
@@ -63,6 +65,9 @@ def joined() -> Iterator[int]:
     try:
         yield rank()
     finally:
+        # gloo's threads let go of the last tensors behind our back, which needs the interpreter's lock: a process that
+        # ends before they got it is aborted by C++, though all its work was done.
+        time.sleep(SETTLE_S)
         dist.destroy_process_group()
 
 
