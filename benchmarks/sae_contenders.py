@@ -71,9 +71,9 @@ CONTENDERS: dict[str, Contender] = {
     ),
 }  # fmt: skip
 PEERS = [name for name in CONTENDERS if name != OURS]
-QUALITY = [OURS, "sae_lens_bf16", "sparsify", "sparsify_adam", "dictionary_learning"]
-"""Who is trained for minutes by `sae-fvu` unless `--contenders` says otherwise; results name the rest."""
-ENVIRONMENTS = list(dict.fromkeys(c.environment for c in CONTENDERS.values() if c.environment))
+QUALITY = [OURS, "sae_lens_bf16", "sparsify", "sparsify_adam", "dictionary_learning_bf16", "torch_dense_bf16"]
+"""Who is trained for minutes by `sae-fvu` unless `--contenders` says otherwise: of every library the settings that make
+the most steps; results name the rest."""
 
 
 def chosen(names: str | None, default: Sequence[str] = tuple(CONTENDERS)) -> list[str]:
@@ -85,6 +85,11 @@ def chosen(names: str | None, default: Sequence[str] = tuple(CONTENDERS)) -> lis
     if unknown:
         raise ValueError(f"no contender {', '.join(unknown)}; there are {', '.join(CONTENDERS)}")
     return [OURS, *(n for n in CONTENDERS if n in asked and n != OURS)]
+
+
+def environments(names: Sequence[str]) -> list[str]:
+    """The virtual environments these contenders run in, besides ours."""
+    return list(dict.fromkeys(e for n in names if (e := CONTENDERS[n].environment)))
 
 
 def left_out(names: list[str], wanted: Sequence[str] = tuple(PEERS)) -> str:

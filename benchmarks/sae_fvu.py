@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, sae_data, sae_environments
 from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from benchmarks.peers.feed import Job
-from benchmarks.sae_contenders import CONTENDERS, ENVIRONMENTS, OURS, QUALITY, Contender, chosen, left_out
+from benchmarks.sae_contenders import CONTENDERS, OURS, QUALITY, chosen, environments, left_out
 from seamark.run import digest, file_digest, read_json, write_json
 
 FOLDER = harness.SCRATCH / "sae-fvu"
-PROTOCOL = 1
+PROTOCOL = 2
 """Raise it when a change of the harness makes older cells incomparable."""
 MINUTES = (2.0, 5.0, 10.0)
 D_SAE, K, BATCH = 3072, 32, 1024
@@ -25,10 +27,10 @@ STEP = 3.0
 """Factor between learning rates of a grid."""
 WIDEST = 6
 """Learning rates tried at most, where the best one keeps lying at the edge of the grid."""
-TOLERANCE = 0.03
-"""A training whose wall clock misses its minutes by more is repeated once, with as many steps as it should have had."""
-COMPARABLE = 0.1
-"""Beyond this no ratio is claimed."""
+ROUNDS, TIMED_S, TIMED_AFTER = 5, 10.0, 10
+"""Rounds of timing, seconds timed in each, steps before."""
+PATIENCE = 10.0
+"""A training may take so many times the minutes it stands for: other programs do not change what is learned."""
 TARGET = "< 1"
 
 
@@ -43,61 +45,85 @@ class Bench:
     say: Callable[[str], None]
     fresh: bool = False
     train: Callable[..., Row] = harness.run_python
-    rates: dict[str, float] = field(default_factory=dict)
-    """Steps a second each contender was last seen at."""
+    speeds: dict[str, Row] = field(default_factory=dict)
+    """{contender: {steps_per_s, low, high, round, others_cpu}}, of all that could be timed."""
     here: set[Path] = field(default_factory=set)
     """Cells of this run."""
 
+    # -- speed ---------------------------------------------------------------------------------------------------
+
+    def time(self, names: Sequence[str]) -> None:
+        """Fill `speeds` for these contenders: in turns, alone on the machine, on the same activations. Those timed by
+        a former run with the same code, settings and cores are not timed again."""
+        path = self.folder / "speeds.json"
+        known: dict[str, Row] = read_json(path) if path.exists() else {}
+        usable = {n: row for n, row in known.items() if row["key"] == self._speed_key(n)}
+        new = [n for n in names if (n not in usable or self.fresh) and CONTENDERS[n].environment not in self.missing]
+        if new:
+            found, failed = harness.interleave({n: partial(self._timed, n) for n in new}, ROUNDS, self.say)
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            for name in (n for n in new if n not in failed):
+                rates = [row["steps_per_s"] for row in found[name]]
+                known[name] = {"steps_per_s": statistics.median(rates), "low": min(rates), "high": max(rates),
+                               "others_cpu": max(row["others_cpu"] for row in found[name]), "round": now,
+                               "key": self._speed_key(name)}  # fmt: skip
+            write_json(path, known)
+        self.speeds = {n: known[n] for n in names if n in known and (n in usable or n in new)}
+
+    def _timed(self, name: str) -> Row:
+        job = replace(job_of(name, CONTENDERS[name].lr, self.data), seconds=TIMED_S, warmup=TIMED_AFTER)
+        row = self._run(name, job, 600)
+        return {"steps_per_s": 1000 / row["ms_per_step"], "others_cpu": row["others_cpu"]}
+
+    # -- quality -------------------------------------------------------------------------------------------------
+
     def cell(self, name: str, lr: float, minutes: float) -> Row:
         """What a training ended in; one that failed has `valid` = inf and says why."""
-        path = self.folder / "cells" / name / f"{minutes:g}min-lr{lr:.3g}.json"
+        if name not in self.speeds:
+            reason = self.missing.get(CONTENDERS[name].environment, "its speed could not be measured")
+            return failure(lr, reason) | {"valid": math.inf}
+        steps = max(10, round(60 * minutes * self.speeds[name]["steps_per_s"]))
+        path = self.folder / "cells" / name / f"{steps}steps-lr{lr:.3g}.json"
         key = self._key(name)
         old = read_json(path) if path.exists() else {}
-        same = old.get("key") == key
-        if same and (path in self.here or (not self.fresh and not why_not(name, old["row"], minutes))):
+        if old.get("key") == key and (path in self.here or (not self.fresh and not why_not(name, old["row"]))):
             row: Row = old["row"]
         else:
-            row = self._trained(name, lr, minutes)
+            row = self._trained(name, lr, minutes, steps)
             row["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
             write_json(path, {"key": key, "row": row})
             self.here.add(path)
             self.say(f"{name}, lr {lr:.3g}, {minutes:g} min: {told(row)}")
-        if row.get("steps_per_second"):
-            self.rates[name] = row["steps_per_second"]
         return row | {"valid": math.inf if row["valid"] is None else row["valid"]}
 
-    def _trained(self, name: str, lr: float, minutes: float) -> Row:
-        contender = CONTENDERS[name]
-        if contender.environment in self.missing:
-            return failure(lr, self.missing[contender.environment])
-        row: Row = {}
-        for _ in range(2):
-            try:
-                row = self._once(contender, job_of(name, lr, minutes, self.data, self.rates.get(name, 0.0)))
-            except BenchmarkError as e:
-                return failure(lr, str(e))
-            if not math.isfinite(row["valid"]) or not math.isfinite(row["held_out"]):
-                return failure(lr, "diverged")
-            if abs(row["seconds"] / (60 * minutes) - 1) <= TOLERANCE:
-                break
-            self.rates[name] = row["steps_per_second"]
-            self.say(f"{name}: {row['seconds']:.0f} s instead of {60 * minutes:.0f}")
-        return row
+    def _trained(self, name: str, lr: float, minutes: float, steps: int) -> Row:
+        files = {part: str(self.data / f"{part}.safetensors") for part in ("valid", "held_out")}
+        try:
+            row = self._run(
+                name, replace(job_of(name, lr, self.data), steps=steps, **files), 600 + 60 * PATIENCE * minutes
+            )
+        except BenchmarkError as e:
+            return failure(lr, str(e))
+        finite = math.isfinite(row["valid"]) and math.isfinite(row["held_out"])
+        return row if finite else failure(lr, "diverged")
 
-    def _once(self, contender: Contender, job: Job) -> Row:
+    def _run(self, name: str, job: Job, timeout: float) -> Row:
         path = self.folder / f"job-{job.contender}.json"  # two runs may share the folder, each with its contenders
         write_json(path, asdict(job))
-        python = {"python": self.pythons[contender.environment]} if contender.environment else {}
-        return self.train(["-m", "benchmarks.peers", str(path)], 120 * job.minutes + 600, **python)
+        environment = CONTENDERS[name].environment
+        python = {"python": self.pythons[environment]} if environment else {}
+        return self.train(["-m", "benchmarks.peers", str(path)], timeout, **python)
 
     def _key(self, name: str) -> str:
         """What a cell depends on besides its name: data, settings, versions, and for us our own code."""
         c = CONTENDERS[name]
         code = sorted((harness.ROOT / "src/seamark/sae").rglob("*.py")) if name == OURS else []
-        machine = [harness.threads(), harness.machine()["cpu"]]
         settings = [c.module, c.options, c.quality, sae_environments.fingerprint(c.environment)]
         data = read_json(self.data / "data.json")
-        return digest([PROTOCOL, D_SAE, K, BATCH, data, settings, machine, [file_digest(p) for p in code]])
+        return digest([PROTOCOL, D_SAE, K, BATCH, data, settings, [file_digest(p) for p in code]])
+
+    def _speed_key(self, name: str) -> str:
+        return digest([self._key(name), harness.threads(), harness.machine()["cpu"]])
 
 
 def failure(lr: float, reason: str) -> Row:
@@ -110,14 +136,11 @@ def told(row: Row) -> str:
     return f"FVU {row['held_out']:.4f} held out, {row['valid']:.4f} for choosing, {row['steps']:,} steps"
 
 
-def job_of(name: str, lr: float, minutes: float, data: Path, rate: float) -> Job:
-    contender = CONTENDERS[name]
-    files = {part: str(data / f"{part}.safetensors") for part in sae_data.PARTS}
-    return Job(
-        name, contender.module, files["train"], int(read_json(data / "data.json")["d_in"]), D_SAE, K, BATCH, lr,
-        {**contender.options, **contender.quality}, minutes=minutes, rate=rate, valid=files["valid"],
-        held_out=files["held_out"],
-    )  # fmt: skip
+def job_of(name: str, lr: float, data: Path) -> Job:
+    """What all jobs of a contender share."""
+    c = CONTENDERS[name]
+    return Job(name, c.module, str(data / "train.safetensors"), int(read_json(data / "data.json")["d_in"]), D_SAE, K,
+               BATCH, lr, {**c.options, **c.quality}, shuffle=True)  # fmt: skip
 
 
 def run(
@@ -131,35 +154,40 @@ def run(
     times = tuple(float(m) for m in minutes.split(",")) if minutes else MINUTES
     names = chosen(contenders, QUALITY)
     data = cached_data(FOLDER / "data", say)
-    pythons, missing = sae_environments.prepare([e for e in ENVIRONMENTS if _needed(e, names)], say)
+    pythons, missing = sae_environments.prepare(environments(names), say)
     bench = Bench(FOLDER, data, pythons, missing, say, fresh)
+    bench.time(names)
     best = grid(bench, names, min(times))
     cells = {(name, t): bench.cell(name, best[name], t) if best[name] else None for t in times for name in names}
     about = read_json(data / "data.json")
     return Result(
-        "sae-fvu", ABOUT.format(**about) + untrained(names), claims(cells, names, times, left_out(names, QUALITY)),
-        table(cells, names, times),
-        {"data": about, "d_sae": D_SAE, "k": K, "batch": BATCH, "grid_factor": STEP,
+        "sae-fvu", ABOUT.format(**about) + untrained(names) + remarks(bench.speeds),
+        claims(cells, names, times, left_out(names, QUALITY)), table(cells, names, times, bench.speeds),
+        {"data": about, "speeds": bench.speeds, "d_sae": D_SAE, "k": K, "batch": BATCH, "grid_factor": STEP,
          "variants": {name: CONTENDERS[name].about for name in names}},
     )  # fmt: skip
 
 
 ABOUT = (
     "fraction of variance unexplained on held-out {model} activations ({hookpoint}, {source}) after equal wall clock "
-    "of training, evaluation not counted; a grid of learning rates for each at the shortest time, chosen on other "
-    "held-out texts; warm-up over 5 % of the steps and decay to 0 over the last 20 % where a trainer has such a "
-    "schedule, each time a training of its own, so that its decay ends in time"
+    "of training: after the steps that each makes in that time alone on this machine, by its median speed in rounds of "
+    "turns on the same activations; a grid of learning rates for each at the shortest time, chosen on other held-out "
+    "texts; warm-up over 5 % of the steps and decay to 0 over the last 20 % where a trainer has such a schedule, each "
+    "time a training of its own, so that its decay ends in time"
 )
+
+
+def remarks(speeds: Mapping[str, Row]) -> str:
+    """What a reader must know about the measurement of speed; empty where nothing."""
+    together = len({row["round"] for row in speeds.values()}) <= 1
+    said = "" if together else ". SPEEDS were not all measured in the same rounds"
+    return said + harness.disturbed({name: [row] for name, row in speeds.items()})
 
 
 def untrained(names: Sequence[str]) -> str:
     """A remark, for every reader of the result, on contenders of `sae-speed` that "best peer" does not cover here."""
     absent = [n for n in CONTENDERS if n not in names]
     return f'. NOT TRAINED here, so "best peer" is the best without them: {", ".join(absent)}' if absent else ""
-
-
-def _needed(environment: str, names: Sequence[str]) -> bool:
-    return any(CONTENDERS[n].environment == environment for n in names)
 
 
 def cached_data(folder: Path, say: Callable[[str], None]) -> Path:
@@ -201,7 +229,7 @@ def claims(cells: Cells, names: Sequence[str], times: Sequence[float], incomplet
 def _against_best(cells: Cells, names: Sequence[str], minutes: float, incomplete: str) -> Claim:
     """Our FVU over the least of the peers'."""
     name = f"fvu_vs_best_peer_at_{minutes:g}_min"
-    reasons = [r for n in names if (r := why_not(n, cells[n, minutes], minutes))] + ([incomplete] if incomplete else [])
+    reasons = [r for n in names if (r := why_not(n, cells[n, minutes]))] + ([incomplete] if incomplete else [])
     peers = [n for n in names if n != OURS]
     if reasons or not peers:
         return harness.missing(name, "x", TARGET, "; ".join(reasons) or "no peer ran")
@@ -209,15 +237,11 @@ def _against_best(cells: Cells, names: Sequence[str], minutes: float, incomplete
     return Claim(name, found[OURS] / min(found[n] for n in peers), "x", TARGET)
 
 
-def why_not(name: str, row: Row | None, minutes: float) -> str:
+def why_not(name: str, row: Row | None) -> str:
     """Why a cell cannot be compared; empty where it can."""
     if row is None:
         return f"{name}: no learning rate led to a finite error"
-    if row["valid"] is None or not math.isfinite(row["valid"]):
-        return f"{name}: {row['reason']}"
-    if abs(row["seconds"] / (60 * minutes) - 1) > COMPARABLE:
-        return f"{name}: trained for {row['seconds']:.0f} s instead of {60 * minutes:.0f}"
-    return ""
+    return "" if row["valid"] is not None and math.isfinite(row["valid"]) else f"{name}: {row['reason']}"
 
 
 def _row(row: Row | None) -> Row:
@@ -226,8 +250,8 @@ def _row(row: Row | None) -> Row:
     return row
 
 
-def table(cells: Cells, names: Sequence[str], times: Sequence[float]) -> list[Row]:
-    """One row a contender: its learning rate, FVU at each time, steps a second."""
+def table(cells: Cells, names: Sequence[str], times: Sequence[float], speeds: Mapping[str, Row]) -> list[Row]:
+    """One row a contender: its learning rate, FVU at each time, steps a second (median and range)."""
     rows: list[Row] = []
     for name in names:
         found: dict[float, Any] = {t: cells[name, t] for t in times}
@@ -236,7 +260,10 @@ def table(cells: Cells, names: Sequence[str], times: Sequence[float]) -> list[Ro
             usable = cell is not None and math.isfinite(cell["valid"])
             row[f"fvu_{t:g}_min"] = harness.rounded(cell["held_out"]) if usable else None
             if usable:
-                row |= {"lr": harness.rounded(cell["lr"]), "steps_per_s": harness.rounded(cell["steps_per_second"]),
-                        "seconds": harness.rounded(cell["seconds"]), "date": cell["date"]}  # fmt: skip
+                row |= {"lr": harness.rounded(cell["lr"]), "date": cell["date"]}
+        if name in speeds:
+            s = speeds[name]
+            row["steps_per_s"] = {"median": harness.rounded(s["steps_per_s"]), "low": harness.rounded(s["low"]),
+                                  "high": harness.rounded(s["high"])}  # fmt: skip
         rows.append(row)
     return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import harness, sae_environments
 from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from benchmarks.peers.feed import Job
-from benchmarks.sae_contenders import CONTENDERS, ENVIRONMENTS, OURS, chosen, left_out
+from benchmarks.sae_contenders import CONTENDERS, OURS, chosen, environments, left_out
 from seamark.run import write_json
 
 FOLDER = harness.SCRATCH / "sae-speed"
@@ -57,7 +57,7 @@ def run(
 ) -> Result:  # fmt: skip
     """All shapes, `runs` rounds (5; with tuned malloc 3), every run in a process of its own."""
     names = chosen(contenders)
-    pythons, missing = sae_environments.prepare([e for e in ENVIRONMENTS if _needed(e, names)], say)
+    pythons, missing = sae_environments.prepare(environments(names), say)
     rows: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
     for shape in shapes.split(","):
@@ -87,10 +87,6 @@ ABOUT = (
 
 def key(shape: str, name: str, malloc: str) -> str:
     return f"{shape} {name} {malloc}"
-
-
-def _needed(environment: str, names: Sequence[str]) -> bool:
-    return any(CONTENDERS[n].environment == environment for n in names)
 
 
 def _measure(

@@ -7,10 +7,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from benchmarks.peers.feed import CALIBRATION_S, EnoughError, Feed, Job, Reconstruct, fvu, load, peak_rss_mb
+from benchmarks.peers.feed import EnoughError, Feed, Job, Reconstruct, fvu, load, peak_rss_mb
 
 Train = Callable[[Job, Feed], Reconstruct]
 
@@ -20,38 +19,32 @@ def main(path: str) -> dict[str, Any]:
     module = importlib.import_module(f"benchmarks.peers.{job.module}")
     if hasattr(module, "measure"):
         return dict(module.measure(job))
-    return whole_training(job, module.train) if job.minutes else speed(job, module.train)
+    return whole_training(job, module.train) if job.held_out else speed(job, module.train)
 
 
 def speed(job: Job, train: Train) -> dict[str, Any]:
     """Warm-up steps, then timed ones."""
-    feed = timed(job, train)
+    feed = Feed(load(job.data), job, timed=True)
+    try:
+        train(job, feed)
+    except EnoughError:
+        pass
+    else:
+        raise RuntimeError(f"{job.contender} stopped before it was timed")
     return {
         "tokens_per_s": job.batch * feed.steps_per_second, "ms_per_step": 1000 / feed.steps_per_second,
         "steps": len(feed.ticks) - 1 - job.warmup, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
 
 
-def timed(job: Job, train: Train) -> Feed:
-    feed = Feed(load(job.data), job, timed=True)
-    try:
-        train(job, feed)
-    except EnoughError:
-        return feed
-    raise RuntimeError(f"{job.contender} stopped before it was timed")
-
-
 def whole_training(job: Job, train: Train) -> dict[str, Any]:
-    """Train for `minutes` and measure on data not seen. Steps are planned, so that schedules end in time."""
-    rate = job.rate or timed(replace(job, seconds=CALIBRATION_S, warmup=5), train).steps_per_second
-    job = replace(job, steps=max(10, round(60 * job.minutes * rate)))
+    """Train for `steps` and measure on data not seen."""
     feed = Feed(load(job.data), job, timed=False)
     reconstruct = train(job, feed)
     seconds = time.perf_counter() - (feed.started or 0.0)
     return {
         "valid": fvu(reconstruct, load(job.valid)), "held_out": fvu(reconstruct, load(job.held_out)),
-        "seconds": seconds, "steps": job.steps, "steps_per_second": job.steps / seconds, "lr": job.lr,
-        "peak_rss_mb": peak_rss_mb(),
+        "seconds": seconds, "steps": job.steps, "lr": job.lr, "peak_rss_mb": peak_rss_mb(),
     }  # fmt: skip
 
 

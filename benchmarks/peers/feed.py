@@ -22,7 +22,6 @@ WARMUP_SHARE, DECAY_SHARE = 0.05, 0.2
 LONG = 10_000
 """Steps announced to trainers that are only timed: schedules then stay in their first part."""
 CHUNK = 2048
-CALIBRATION_S = 8.0
 
 
 class EnoughError(Exception):
@@ -50,13 +49,11 @@ class Job:
     least: int = 2
     """Timed steps at least; more as long as `seconds` are not over."""
     seconds: float = 0.0
-    minutes: float = 0.0
-    """Wall clock of a whole training; 0: speed is measured only."""
-    rate: float = 0.0
-    """Steps per second, where known; else found by a short trial."""
+    shuffle: bool = False
+    """Give positions in a random order, another one each epoch; else as they lie (a pool that is random already)."""
     valid: str = ""
     held_out: str = ""
-    """Files to evaluate a whole training on."""
+    """Files to evaluate a whole training of `steps` on; none: speed is measured only."""
     steps: int = LONG
     """Steps announced to the trainer."""
 
@@ -119,13 +116,13 @@ class Feed:
             yield batch
 
     def _endless(self, seed: int) -> Iterator[Tensor]:
-        """Epoch after epoch in another order; a pool made for timing, already random, is read as it lies."""
+        """Epoch after epoch."""
         size, n = self.job.batch, len(self.x_ND)
         if n < size:
             raise ValueError(f"{n} positions do not fill a batch of {size}")
         generator = torch.Generator().manual_seed(seed)
         while True:
-            order = None if self.job.minutes == 0 else torch.randperm(n, generator=generator)
+            order = torch.randperm(n, generator=generator) if self.job.shuffle else None
             for i in range(0, n - size + 1, size):
                 batch = self.x_ND[i : i + size] if order is None else self.x_ND[order[i : i + size]]
                 yield batch.float()

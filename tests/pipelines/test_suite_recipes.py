@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from seamark.errors import ConfigError
-from seamark.model import LanguageModel, RewardModel
 from seamark.pipelines.recipe import check_data
-from seamark.pipelines.suite import SuiteRecipe, load_any, load_suite_recipe, run_suite
+from seamark.pipelines.suite import SuiteRecipe, load_suite_recipe, run_suite
 from seamark.sae import SparseAutoencoder
 from tiny import tiny_folder
 from tiny_run import REPOSITORY, call, the_error, write_pairs
@@ -81,12 +80,6 @@ def test_run_knows_both_kinds_of_recipe(qwen: str, tmp_path: Path) -> None:
     assert set(json.loads(out)["quality"]) == {"layers.1-topk4-d96", "layers.1-topk8-d96"}
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(out)
     assert "colour: extra inputs" in the_error(*call("run", file, "--set", "colour=blue"))
-
-
-def test_models_of_all_kinds(tmp_path: Path) -> None:
-    assert isinstance(load_any(tiny_folder(tmp_path / "lm", "llama", "lm")), LanguageModel)
-    assert isinstance(load_any(tiny_folder(tmp_path / "reward", "bert", "reward")), RewardModel)
-    assert load_any(tiny_folder(tmp_path / "base", "bert", "base")).n_blocks == 4
 
 
 @pytest.mark.parametrize(("changes", "problem"), [

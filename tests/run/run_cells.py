@@ -103,8 +103,13 @@ def too_big(folder: Path, *, writer: str) -> None:
         pq.write_table(pa.table({"x": numbers}), path)
 
 
-def square(*, x: int, pause: float = 0.0) -> int:
+def square(*, x: int, pause: float = 0.0, wait_for: str | None = None, leave: str | None = None) -> int:
+    """`leave` a file when done; with `wait_for` be done only after another call has left its own."""
+    while wait_for and not Path(wait_for).exists():
+        time.sleep(0.01)
     time.sleep(pause)
+    if leave:
+        Path(leave).touch()
     return x * x
 
 

@@ -30,14 +30,17 @@ def test_errors_survive_the_way_between_processes(kind):
     assert (found.what, found.where, found.fix, str(found)) == ("what", "where", "fix", str(error))
 
 
-def test_one_and_two_workers_give_equal_results_in_any_order(two):
-    tasks = {f"t{i}": {"x": i, "pause": 0.2 if i == 0 else 0.0} for i in range(5)}
+def test_one_and_two_workers_give_equal_results_in_any_order(two, tmp_path):
+    tasks = {f"t{i}": {"x": i} for i in range(5)}
     alone = {name: o.value for name, o in Workers(1).run(cells.square, tasks)}
+    tasks["t0"] |= {"pause": 0.2, "wait_for": str(tmp_path / "t1")}
+    tasks["t1"] |= {"leave": str(tmp_path / "t1")}
     found = [(name, o.value, o.seconds) for name, o in two.run(cells.square, tasks)]
     assert {name: value for name, value, _ in found} == alone == {f"t{i}": i * i for i in range(5)}
     assert found[0][0] != "t0"  # yielded as they finish
     assert {name: seconds for name, _, seconds in found}["t0"] >= 0.2
-    assert {n: o.value for n, o in two.run(cells.square, dict(reversed(tasks.items())))} == alone
+    backwards = dict(reversed(tasks.items()))
+    assert {n: o.value for n, o in two.run(cells.square, backwards)} == alone
 
 
 def test_stages_side_by_side_give_the_same_bytes(tmp_path, two):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import one_of_each
 import pytest
 import torch
 from torch import Tensor
@@ -17,27 +18,17 @@ from torch import Tensor
 from seamark.errors import ConfigError, DataError, FormatError
 from seamark.sae import Checkpoints, FitConfig, SAEConfig, SparseAutoencoder, fit
 
-D_IN, N = 16, 6000
+N = 6000
 
 
-def chunks(n: int = N) -> list[Tensor]:
-    g = torch.Generator().manual_seed(0)
-    directions = torch.randn(40, D_IN, generator=g)
-    active = (torch.rand(n, 40, generator=g) < 0.08) * torch.rand(n, 40, generator=g)
-    return list((active @ directions + 0.05 * torch.randn(n, D_IN, generator=g) + 0.5).split(350))
+def chunks() -> list[Tensor]:
+    return one_of_each.chunks(N, 350)
 
 
 def suite(**more: object) -> dict[str, tuple[SAEConfig, FitConfig]]:
-    """One of every kind, with batches that do not divide the chunks, scaling and AuxK."""
+    """Batches do not divide the chunks."""
     how = FitConfig(**({"lr": 3e-3, "batch_size": 128, "scale": "expected_norm"} | more))
-    aux = how.model_copy(update={"aux_coefficient": 0.1, "dead_after": 300, "batch_size": 200, "loss": "squared"})
-    jump = how.model_copy(update={"sparsity": 1e-3, "bandwidth": 0.05, "initial_threshold": 0.05})
-    return {
-        "topk": (SAEConfig(d_in=D_IN, d_sae=64, k=4), how),
-        "aux": (SAEConfig(d_in=D_IN, d_sae=96, k=3, activation="topk_relu", normalize="none"), aux),
-        "batch": (SAEConfig(d_in=D_IN, d_sae=64, k=4, activation="batch_topk"), how),
-        "jump": (SAEConfig(d_in=D_IN, d_sae=64, activation="jumprelu"), jump),
-    }
+    return one_of_each.suite(how, batch_size=200, loss="squared")
 
 
 def fingerprints(found: dict[str, SparseAutoencoder]) -> dict[str, str]:

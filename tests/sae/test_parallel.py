@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import one_of_each
 import pytest
 import torch
 
 from seamark.sae import Checkpoints, FitConfig, SAEConfig, SparseAutoencoder, fit
 
-D_IN, STEPS, BATCH = 16, 100, 64
+STEPS, BATCH = 100, 64
 N = STEPS * BATCH - 5  # the last batch is small
 
 SCRIPT = """
@@ -35,22 +36,11 @@ dist.destroy_process_group()
 
 
 def chunks() -> list[torch.Tensor]:
-    g = torch.Generator().manual_seed(0)
-    directions = torch.randn(40, D_IN, generator=g)
-    active = (torch.rand(N, 40, generator=g) < 0.08) * torch.rand(N, 40, generator=g)
-    return list((active @ directions + 0.05 * torch.randn(N, D_IN, generator=g) + 0.5).split(700))
+    return one_of_each.chunks(N, 700)
 
 
 def suite() -> dict[str, tuple[SAEConfig, FitConfig]]:
-    how = FitConfig(lr=2e-3, batch_size=BATCH, encoder="fp32")
-    aux = how.model_copy(update={"aux_coefficient": 0.1, "dead_after": 300, "scale": "expected_norm"})
-    jump = how.model_copy(update={"sparsity": 1e-3, "bandwidth": 0.05, "initial_threshold": 0.05})
-    return {
-        "topk": (SAEConfig(d_in=D_IN, d_sae=64, k=4), how),
-        "aux": (SAEConfig(d_in=D_IN, d_sae=96, k=3, activation="topk_relu", normalize="none"), aux),
-        "batch": (SAEConfig(d_in=D_IN, d_sae=64, k=4, activation="batch_topk"), how),
-        "jump": (SAEConfig(d_in=D_IN, d_sae=64, activation="jumprelu"), jump),
-    }
+    return one_of_each.suite(FitConfig(lr=2e-3, batch_size=BATCH, encoder="fp32"), scale="expected_norm")
 
 
 def run(mode: str, out: Path, stop: int = 0, ranks: int = 2) -> None:

@@ -108,7 +108,8 @@ def sae_train(
         parallel: under torchrun: data (batches are split) or spread (SAEs are dealt out).
     """
     from seamark.features import train_sae
-    from seamark.pipelines.suite import load_any, write_rejects
+    from seamark.model import load_model
+    from seamark.pipelines.suite import write_rejects
     from seamark.run.ranks import joined
     from seamark.text import stream_texts
     from seamark.text.pairs import RejectedRow
@@ -117,7 +118,7 @@ def sae_train(
     settings = sae.given() | stream.given()
     recipe = the_recipe(common, **({"sae": settings} if settings else {}))
     with joined() as rank:
-        loaded = load_any(model)
+        loaded = load_model(model)
         train = the_pairs(recipe, pairs, "train")
         renderer = loaded.renderer(recipe.reward.max_length)
         rejected: list[RejectedRow] = list(train.rejected)

@@ -22,7 +22,7 @@ from seamark.model.loading import HookedModel
 from seamark.model.precision import Precision, resolve_precision
 from seamark.run import progress
 
-CHUNK = 8192
+CHUNK = 2048
 """Positions handed out at once, at most."""
 
 
@@ -112,7 +112,7 @@ class ActivationStream:
                 assert room is not None  # noqa: S101  (`load` has kept it)
                 mixed = _permutation(stop - start, self.seed, epoch, number).to(self.device)
                 for part in mixed[max(begin - start, 0) :].split(CHUNK):
-                    yield {hookpoint: h_ND[part] for hookpoint, h_ND in room.items()}
+                    yield {hookpoint: h_ND.index_select(0, part) for hookpoint, h_ND in room.items()}
 
     def _read(self, pieces: Pieces, room: Mapping[str, Tensor]) -> None:
         done = 0

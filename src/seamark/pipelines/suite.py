@@ -13,8 +13,7 @@ from seamark.errors import ConfigError
 from seamark.features import PAPER_STAGES, SAESpec, StageConfig, TrainedSuite, TrainingConfig, make_suite, train_suite
 from seamark.features.metrics import TrackerName
 from seamark.features.training import Parallel
-from seamark.model import DEFAULT_MODEL, HookedModel, LanguageModel, RewardModel, resolve_name
-from seamark.model.pretrained import load_config
+from seamark.model import DEFAULT_MODEL, HookedModel, load_model
 from seamark.pipelines.recipe import Files, Part, check_data, read_recipe
 from seamark.run import disk_errors, ranks, write_atomic
 from seamark.text import ReadOptions, demo_pairs, read_pairs, stream_texts
@@ -84,7 +83,7 @@ def run_suite(recipe: SuiteRecipe) -> TrainedSuite:
         SeamarkError: whatever can go wrong with texts, model, settings or disk; see `train_suite`.
     """
     make_suite(recipe.hookpoints or ["default"], recipe.variants)  # mistakes show before the model is loaded
-    model = load_any(recipe.model)
+    model = load_model(recipe.model)
     rejected: list[RejectedRow] = []
     texts = StageTexts(recipe, model, rejected.append)
     trained = train_suite(model, {s.name: texts.of(s) for s in recipe.stages}, recipe.suite(model.default_hookpoint),
@@ -127,22 +126,6 @@ class StageTexts:
                 raise ConfigError(f"no pair in the target group {self.recipe.target!r}", where="target",
                                   fix=f"Groups are {', '.join(self._pairs.groups)}")  # fmt: skip
         return self._pairs
-
-
-def load_any(name: str) -> HookedModel:
-    """A model to read activations of: a reward model, a language model, or an encoder (whose head nobody reads).
-
-    Raises:
-        ModelError: no such model, or damaged weights.
-    """
-    architecture = str((getattr(load_config(resolve_name(name)), "architectures", None) or [""])[0])
-    if (Path(resolve_name(name)) / "adapter_config.json").is_file():
-        return RewardModel.from_pretrained(name)
-    if "CausalLM" in architecture or "ConditionalGeneration" in architecture:
-        return LanguageModel.from_pretrained(name)
-    if "SequenceClassification" in architecture or "Reward" in architecture:
-        return RewardModel.from_pretrained(name)
-    return RewardModel.from_base(name)
 
 
 def write_rejects(rejected: list[RejectedRow], folder: Path) -> None:

@@ -32,9 +32,7 @@ def choose_encoding(config: SAEConfig, how: FitConfig, device: torch.device) -> 
 
 @functools.cache
 def _fastest(d_in: int, d_sae: int, k: int | None, n: int, device: str) -> Encoding:
-    candidates: tuple[Encoding, ...] = ("fp32", "bf16", "int8") if k else ("fp32", "bf16")
-    if torch.device(device).type != "cpu":
-        candidates = ("fp32", "bf16")  # int8 products want shapes that not every CUDA library takes
+    candidates: tuple[Encoding, ...] = ("fp32", "bf16", "int8") if k and int8_usable(device) else ("fp32", "bf16")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d_in, generator=generator).to(device)
     W = torch.randn(d_sae, d_in, generator=generator).div_(d_in**0.5).to(device)
@@ -60,11 +58,19 @@ def _selection(W: torch.Tensor, x: torch.Tensor, k: int, encoding: Encoding) -> 
     return once
 
 
-def _timed(once: Callable[[], object]) -> float:
-    """Seconds; infinite where the format is not to be had."""
-    start = time.perf_counter()
+def int8_usable(device: str) -> bool:
+    """Whether torch multiplies int8 matrices here; not asked of CUDA, whose libraries do not take every shape."""
+    if torch.device(device).type != "cpu" or not hasattr(torch, "_int_mm"):
+        return False
+    ones = torch.ones(32, 32, dtype=torch.int8)
     try:
-        once()
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return float("inf")
+        return bool((torch._int_mm(ones, ones.T) == 32).all())
+    except (RuntimeError, NotImplementedError):  # a build without the product says so in one of these
+        return False
+
+
+def _timed(once: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    once()
     return time.perf_counter() - start

@@ -98,6 +98,13 @@ def sampled_products(entries: ByLatent, W_FD: Tensor, G_ND: Tensor) -> Tensor:
     return products
 
 
+def sum_weights(entries: ByLatent, weights: Tensor) -> Tensor:
+    """For each latent Σ weight over its entries, [d_sae]; weights [m] in latent order. Adds in a fixed order."""
+    if kernels.usable(weights):
+        return kernels.sum_weights(entries, weights)
+    return weights.new_zeros(entries.offsets.shape[0] - 1).index_add_(0, entries.latents, weights)
+
+
 def sum_rows(
     entries: ByLatent, weights: Tensor, x_ND: Tensor, out: Tensor | None = None,
     finish: Callable[[Tensor, slice], None] | None = None,

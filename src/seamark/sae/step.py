@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seamark.sae.config import FitConfig, SAEConfig
 from seamark.sae.encoder import Active, Encoder, keep_entries
-from seamark.sae.ops import decode_rows, sampled_products, sum_rows
+from seamark.sae.ops import decode_rows, sampled_products, sum_rows, sum_weights
 from seamark.sae.parallel import Ranks
 
 SAMPLE_ROWS = 32
@@ -97,11 +97,10 @@ def loss_and_gradients(w: Weights, x_ND: Tensor, encoder: Encoder, p: Problem, o
     loss = (error_ND.square().sum(1) * weight_N).sum()
     G_ND = error_ND * (2.0 * weight_N)[:, None]  # gradient of x̂
     dz_m = sampled_products(entries, w.W_dec, G_ND)
-    by_latent = torch.zeros_like(w.b_enc)
-    finish = Finish(w.W_dec, by_latent.index_add(0, entries.latents, z_m * dz_m) if p.how.remove_parallel else None)
+    finish = Finish(w.W_dec, sum_weights(entries, z_m * dz_m) if p.how.remove_parallel else None)
 
     dlog_F, penalty, dpre_m = _penalties(active, z_m, dz_m, open_m, theta, theta_m, p)
-    db_enc = by_latent.index_add(0, entries.latents, dpre_m)
+    db_enc = sum_weights(entries, dpre_m)
     gradients = Weights(
         W_enc=sum_rows(entries, dpre_m, centred_ND, out.W_enc if out else None, finish.encoder),
         W_dec=sum_rows(entries, z_m, G_ND, out.W_dec if out else None, finish.decoder),
@@ -109,7 +108,7 @@ def loss_and_gradients(w: Weights, x_ND: Tensor, encoder: Encoder, p: Problem, o
         b_dec=_through_b_dec(G_ND, db_enc, w, p.config),
         log_threshold=dlog_F,
     )
-    fired = by_latent.index_add(0, entries.latents, (z_m > 0).to(z_m.dtype)) > 0
+    fired = sum_weights(entries, (z_m > 0).to(z_m.dtype)) > 0
     loss = loss + penalty
     if p.dead is not None and len(p.dead):
         loss = loss + auxiliary(w, centred_ND, error_ND, weight_N, p, gradients)
@@ -220,7 +219,7 @@ def _penalties(
     # Straight through the step at θ: a rectangle of width ε around it (arXiv 2407.14435, eq. 11 and 12).
     window = ((active.pre_by_latent - theta_m).abs() < p.how.bandwidth / 2).to(z_m.dtype) / p.how.bandwidth
     d_theta = -window * (theta_m * dz_m + p.sparsity / p.n)
-    d_log = torch.zeros_like(theta).index_add_(0, active.entries.latents, d_theta).mul_(theta)
+    d_log = sum_weights(active.entries, d_theta).mul_(theta)
     return d_log, p.sparsity * open_m.sum() / p.n, dz_m * open_m
 
 
