@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME|all [--runs N] [--check]`: measure, write `results/NAME.json`, print the claims.
 
-`sae` is `sae-speed` and `sae-fvu`, which also take `--contenders a,b`, `--shapes S,M,L`, `--minutes 2,5,10`, `--fresh`.
+`sae` is `sae-speed` and `sae-fvu`, which also take `--contenders a,b`, `--shapes S,M,L`, `--minutes 2,5,10`, `--fresh`,
+`--lanes N`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BENCHMARKS: dict[str, Callable[..., Result]] = {
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
 GROUPS = {"sae": ["sae-speed", "sae-fvu"]}
-OPTIONS = ("contenders", "shapes", "minutes", "fresh")
+OPTIONS = ("contenders", "shapes", "minutes", "fresh", "lanes")
 """Of some benchmarks only: those that take an argument of that name."""
 
 
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--minutes", help="sae-fvu: wall clock of the trainings, separated by commas")
     parser.add_argument("--shapes", help="sae-speed: only these, separated by commas")
     parser.add_argument("--fresh", action="store_true", default=None, help="sae-fvu: train again what is there")
+    parser.add_argument("--lanes", type=int, help="sae-fvu: trainings side by side, once speeds are known")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,8 @@ ROUNDS, TIMED_S, TIMED_AFTER = 5, 10.0, 10
 """Rounds of timing, seconds timed in each, steps before."""
 PATIENCE = 10.0
 """A training may take so many times the minutes it stands for: other programs do not change what is learned."""
+BEHIND = 1.5
+"""A peer with so many times the best peer's error is not trained for the next longer time."""
 TARGET = "< 1"
 
 
@@ -45,6 +49,8 @@ class Bench:
     say: Callable[[str], None]
     fresh: bool = False
     train: Callable[..., Row] = harness.run_python
+    lanes: int = 1
+    """Trainings side by side, the cores dealt out among them: that takes time off, and changes no number of steps."""
     speeds: dict[str, Row] = field(default_factory=dict)
     """{contender: {steps_per_s, low, high, round, others_cpu}}, of all that could be timed."""
     here: set[Path] = field(default_factory=set)
@@ -96,6 +102,13 @@ class Bench:
             self.say(f"{name}, lr {lr:.3g}, {minutes:g} min: {told(row)}")
         return row | {"valid": math.inf if row["valid"] is None else row["valid"]}
 
+    def cells(self, wanted: Sequence[tuple[str, float, float]]) -> list[Row]:
+        """`cell` for each (contender, learning rate, minutes)."""
+        if self.lanes == 1:
+            return [self.cell(*w) for w in wanted]
+        with ThreadPoolExecutor(self.lanes, initializer=_take_cores, initargs=(itertools.count(), self.lanes)) as pool:
+            return list(pool.map(lambda w: self.cell(*w), wanted))
+
     def _trained(self, name: str, lr: float, minutes: float, steps: int) -> Row:
         files = {part: str(self.data / f"{part}.safetensors") for part in ("valid", "held_out")}
         try:
@@ -108,11 +121,14 @@ class Bench:
         return row if finite else failure(lr, "diverged")
 
     def _run(self, name: str, job: Job, timeout: float) -> Row:
-        path = self.folder / f"job-{job.contender}.json"  # two runs may share the folder, each with its contenders
+        path = self.folder / f"job-{job.contender}-{job.steps}-{job.lr:.3g}.json"  # of lanes each has its own
         write_json(path, asdict(job))
         environment = CONTENDERS[name].environment
         python = {"python": self.pythons[environment]} if environment else {}
-        return self.train(["-m", "benchmarks.peers", str(path)], timeout, **python)
+        try:
+            return self.train(["-m", "benchmarks.peers", str(path)], timeout, **python)
+        finally:
+            path.unlink(missing_ok=True)
 
     def _key(self, name: str) -> str:
         """What a cell depends on besides its name: data, settings, versions, and for us our own code."""
@@ -124,6 +140,13 @@ class Bench:
 
     def _speed_key(self, name: str) -> str:
         return digest([self._key(name), harness.threads(), harness.machine()["cpu"]])
+
+
+def _take_cores(numbers: Iterator[int], lanes: int) -> None:
+    """Keep this thread, and the programs it starts, to its share of the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))[next(numbers) :: lanes]
+        os.sched_setaffinity(0, mine)
 
 
 def failure(lr: float, reason: str) -> Row:
@@ -145,23 +168,22 @@ def job_of(name: str, lr: float, data: Path) -> Job:
 
 def run(
     runs: int | None = None, say: Callable[[str], None] = lambda _: None, *, contenders: str | None = None,
-    minutes: str | None = None, fresh: bool = False,
+    minutes: str | None = None, fresh: bool = False, lanes: int = 1,
 ) -> Result:  # fmt: skip
     """A grid of learning rates at the shortest time, then each contender at its best one for the longer times.
 
     `runs` is of no use here: every training is run once.
     """
-    times = tuple(float(m) for m in minutes.split(",")) if minutes else MINUTES
+    times = tuple(sorted(float(m) for m in minutes.split(","))) if minutes else MINUTES
     names = chosen(contenders, QUALITY)
     data = cached_data(FOLDER / "data", say)
     pythons, missing = sae_environments.prepare(environments(names), say)
-    bench = Bench(FOLDER, data, pythons, missing, say, fresh)
+    bench = Bench(FOLDER, data, pythons, missing, say, fresh, lanes=lanes)
     bench.time(names)
-    best = grid(bench, names, min(times))
-    cells = {(name, t): bench.cell(name, best[name], t) if best[name] else None for t in times for name in names}
+    cells = trained(bench, names, times, grid(bench, names, times[0]))
     about = read_json(data / "data.json")
     return Result(
-        "sae-fvu", ABOUT.format(**about) + untrained(names) + remarks(bench.speeds),
+        "sae-fvu", ABOUT.format(**about) + untrained(names) + remarks(bench.speeds) + given_up(cells),
         claims(cells, names, times, left_out(names, QUALITY)), table(cells, names, times, bench.speeds),
         {"data": about, "speeds": bench.speeds, "d_sae": D_SAE, "k": K, "batch": BATCH, "grid_factor": STEP,
          "variants": {name: CONTENDERS[name].about for name in names}},
@@ -184,6 +206,13 @@ def remarks(speeds: Mapping[str, Row]) -> str:
     return said + harness.disturbed({name: [row] for name, row in speeds.items()})
 
 
+def given_up(cells: Cells) -> str:
+    """A remark on peers that were not trained for the longer times."""
+    found = [f"{name} for {minutes:g} minutes ({row['reason']})" for (name, minutes), row in cells.items()
+             if row and row.get("behind")]  # fmt: skip
+    return f". NOT TRAINED: {'; '.join(found)}" if found else ""
+
+
 def untrained(names: Sequence[str]) -> str:
     """A remark, for every reader of the result, on contenders of `sae-speed` that "best peer" does not cover here."""
     absent = [n for n in CONTENDERS if n not in names]
@@ -203,20 +232,40 @@ def cached_data(folder: Path, say: Callable[[str], None]) -> Path:
 
 def grid(bench: Bench, names: Sequence[str], minutes: float) -> dict[str, float | None]:
     """The best learning rate of each: three, and more as long as the best lies at an edge. None: all failed."""
-    tried = {name: [CONTENDERS[name].lr * STEP**i for i in (-1, 0, 1)] for name in names}
-    rows = {(name, lr): bench.cell(name, lr, minutes) for i in range(3) for name in names for lr in [tried[name][i]]}
-    best: dict[str, float | None] = {}
-    for name in names:
-        score = {lr: float(rows[name, lr]["valid"]) for lr in tried[name]}
-        while math.isfinite(min(score.values())) and len(score) < WIDEST:
-            lr = min(score, key=lambda lr: score[lr])
-            if min(score) < lr < max(score):
-                break
-            beyond = lr / STEP if lr == min(score) else lr * STEP
-            score[beyond] = float(bench.cell(name, beyond, minutes)["valid"])
-        lr = min(score, key=lambda lr: score[lr])
-        best[name] = lr if math.isfinite(score[lr]) else None
-    return best
+    scores: dict[str, dict[float, float]] = {name: {} for name in names}
+    wanted = [(name, CONTENDERS[name].lr * STEP**i, minutes) for i in (-1, 0, 1) for name in names]
+    while wanted:
+        for (name, lr, _), row in zip(wanted, bench.cells(wanted), strict=True):
+            scores[name][lr] = float(row["valid"])
+        wanted = [(name, lr, minutes) for name in names if (lr := _beyond(scores[name])) is not None]
+    best = {name: min(score, key=lambda lr: score[lr]) for name, score in scores.items()}
+    return {name: lr if math.isfinite(scores[name][lr]) else None for name, lr in best.items()}
+
+
+def _beyond(score: Mapping[float, float]) -> float | None:
+    """The next learning rate to try: beyond the best, where that lies at an edge."""
+    lr = min(score, key=lambda lr: score[lr])
+    if not math.isfinite(score[lr]) or len(score) >= WIDEST or min(score) < lr < max(score):
+        return None
+    return lr / STEP if lr == min(score) else lr * STEP
+
+
+def trained(
+    bench: Bench, names: Sequence[str], times: Sequence[float], best: Mapping[str, float | None]
+) -> dict[tuple[str, float], Row | None]:
+    """Each contender at its best learning rate for all times, without peers that fell far behind."""
+    cells: dict[tuple[str, float], Row | None] = {}
+    behind: dict[str, Row] = {}
+    for t in times:
+        wanted = [(n, lr, t) for n in names if (lr := best[n]) is not None and n not in behind]
+        found = dict(zip([w[0] for w in wanted], bench.cells(wanted), strict=True))
+        cells |= {(n, t): found.get(n, behind.get(n)) for n in names}
+        peers = {n: float(row["held_out"]) for n, row in found.items() if n != OURS and not why_not(n, row)}
+        for n, fvu in peers.items():
+            if fvu > BEHIND * min(peers.values()):
+                reason = f"FVU {fvu:.3f} at {t:g} minutes, best peer {min(peers.values()):.3f}"
+                behind[n] = failure(_row(found[n])["lr"], reason) | {"valid": math.inf, "behind": True}
+    return cells
 
 
 Cells = Mapping[tuple[str, float], Row | None]
@@ -229,6 +278,7 @@ def claims(cells: Cells, names: Sequence[str], times: Sequence[float], incomplet
 def _against_best(cells: Cells, names: Sequence[str], minutes: float, incomplete: str) -> Claim:
     """Our FVU over the least of the peers'."""
     name = f"fvu_vs_best_peer_at_{minutes:g}_min"
+    names = [n for n in names if not (cells[n, minutes] or {}).get("behind")]
     reasons = [r for n in names if (r := why_not(n, cells[n, minutes]))] + ([incomplete] if incomplete else [])
     peers = [n for n in names if n != OURS]
     if reasons or not peers:

@@ -27,16 +27,16 @@ class Trainings:
     """Stands for the measured process: FVU has its least at `best`, a step takes 10 ms."""
 
     def __init__(self, best=5e-4, step_s=0.01):
-        self.jobs, self.best, self.step_s = [], best, step_s
+        self.jobs, self.timed, self.best, self.step_s = [], [], best, step_s
 
     def __call__(self, arguments, timeout, **_):
         job = Job(**json.loads(Path(arguments[-1]).read_text()))
+        if not job.held_out:
+            self.timed.append(job.contender)
+            return {"ms_per_step": 1000 * self.step_s, "others_cpu": 0.0}
         self.jobs.append(job)
-        steps = round(60 * job.minutes * (job.rate or 1 / self.step_s))
-        seconds = steps * self.step_s
-        fvu = 0.1 + abs(math.log(job.lr / self.best)) / 10 + 0.1 / job.minutes
-        return {"valid": fvu, "held_out": fvu + 0.01, "seconds": seconds, "steps": steps,
-                "steps_per_second": 1 / self.step_s, "lr": job.lr}  # fmt: skip
+        fvu = 0.1 + abs(math.log(job.lr / self.best)) / 10 + 10 / job.steps
+        return {"valid": fvu, "held_out": fvu + 0.01, "seconds": 1.0, "steps": job.steps, "lr": job.lr}
 
 
 @pytest.fixture
@@ -46,12 +46,53 @@ def bench(tmp_path):
     said = []
     made = Bench(tmp_path, tmp_path / "data", {"sparsify": "/venv/python"}, {}, said.append, train=Trainings())
     made.said = said
+    made.time([OURS, NAME, "sparsify"])
     return made
 
 
 def again(bench, **changes):
-    return Bench(**{"folder": bench.folder, "data": bench.data, "pythons": bench.pythons, "missing": {},
-                    "say": bench.say, "train": bench.train} | changes)  # fmt: skip
+    made = Bench(**{"folder": bench.folder, "data": bench.data, "pythons": bench.pythons, "missing": {},
+                    "say": bench.say, "train": bench.train, "speeds": dict(bench.speeds)} | changes)  # fmt: skip
+    for name in made.missing:
+        made.speeds.pop(name)
+    return made
+
+
+def test_speeds_are_taken_in_turns_and_kept(bench):
+    assert bench.train.timed[:3] == [OURS, NAME, "sparsify"]
+    assert bench.train.timed[3:6] == [NAME, "sparsify", OURS]  # every round begins with another one
+    assert len(bench.train.timed) == 3 * sae_fvu.ROUNDS
+    later = again(bench, train=Trainings(), speeds={})
+    later.time([OURS, NAME])
+    assert later.train.timed == []
+    assert later.speeds[NAME]["steps_per_s"] == pytest.approx(100.0)
+    later.time([OURS, "torch_dense_bf16"])
+    assert set(later.train.timed) == {"torch_dense_bf16"}
+    assert json.loads((bench.folder / "speeds.json").read_text()).keys() == {OURS, NAME, "sparsify", "torch_dense_bf16"}
+    fresh = again(bench, train=Trainings(), fresh=True)
+    fresh.time([NAME])
+    assert len(fresh.train.timed) == sae_fvu.ROUNDS
+
+
+def test_our_speed_is_taken_anew_with_new_code(bench, monkeypatch):
+    monkeypatch.setattr(sae_fvu, "file_digest", lambda path: "changed")
+    later = again(bench, train=Trainings(), speeds={})
+    later.time([OURS, NAME])
+    assert set(later.train.timed) == {OURS}
+
+
+def test_steps_are_those_made_in_the_time_alone(bench):
+    for minutes, steps in ((2.0, 12_000), (5.0, 30_000)):
+        assert bench.cell(NAME, 5e-4, minutes)["steps"] == steps
+
+
+def test_remarks_on_speeds():
+    quiet = {"round": "a", "others_cpu": 0.01}
+    assert sae_fvu.remarks({OURS: quiet, NAME: quiet}) == ""
+    assert "SPEEDS were not all measured in the same rounds" in sae_fvu.remarks(
+        {OURS: quiet, NAME: quiet | {"round": "b"}}
+    )
+    assert "DISTURBED" in sae_fvu.remarks({OURS: quiet, NAME: quiet | {"others_cpu": 0.5}})
 
 
 def test_a_finished_cell_is_read_and_not_trained_again(bench):
@@ -90,52 +131,12 @@ def test_only_our_cells_depend_on_our_code(bench, monkeypatch):
     assert bench._key(NAME) == before[1]
 
 
-def test_later_cells_know_the_speed_of_earlier_ones(bench):
-    bench.cell(NAME, 5e-4, 2.0)
-    bench.cell(NAME, 5e-4, 5.0)
-    assert [j.rate for j in bench.train.jobs] == [0.0, pytest.approx(100.0)]
-    resumed = again(bench, train=Trainings())
-    resumed.cell(NAME, 5e-4, 2.0)
-    resumed.cell(NAME, 5e-4, 10.0)
-    assert [j.rate for j in resumed.train.jobs] == [pytest.approx(100.0)]
-
-
-def test_a_training_of_the_wrong_length_is_repeated_with_the_right_number_of_steps(bench):
-    bench.rates[NAME] = 200.0  # twice as fast as it turns out to be
-    row = bench.cell(NAME, 5e-4, 2.0)
-    assert [j.rate for j in bench.train.jobs] == [200.0, pytest.approx(100.0)]
-    assert row["seconds"] == pytest.approx(120.0)
-    assert "240 s instead of 120" in bench.said[0]
-
-
-def test_a_training_that_missed_its_time_is_kept_for_this_run_only(bench):
-    slower = Trainings()
-
-    def train(arguments, timeout, **_):
-        row = slower(arguments, timeout)
-        return row | {"seconds": 1.2 * row["seconds"]}  # however many steps are planned
-
-    busy = again(bench, train=train)
-    row = busy.cell(NAME, 5e-4, 2.0)
-    assert "144 s instead of 120" in sae_fvu.why_not(NAME, row, 2.0)
-    assert busy.cell(NAME, 5e-4, 2.0) == row
-    assert len(slower.jobs) == 2
-    assert again(bench).cell(NAME, 5e-4, 2.0)["seconds"] == pytest.approx(120.0)
-
-
 @pytest.mark.parametrize("broken", ["raises", "diverges"])
 def test_a_failed_training_says_why_and_is_tried_anew_next_time(bench, broken):
     def fails(arguments, timeout, **_):
         if broken == "raises":
             raise BenchmarkError("killed")
-        return {
-            "valid": float("nan"),
-            "held_out": 1.0,
-            "seconds": 120.0,
-            "steps": 1,
-            "steps_per_second": 1.0,
-            "lr": 1.0,
-        }
+        return {"valid": float("nan"), "held_out": 1.0, "seconds": 120.0, "steps": 1, "lr": 1.0}
 
     failing = again(bench, train=fails)
     row = failing.cell(NAME, 5e-4, 2.0)
@@ -147,24 +148,26 @@ def test_a_failed_training_says_why_and_is_tried_anew_next_time(bench, broken):
 def test_a_missing_library_is_a_failed_cell(bench):
     row = again(bench, missing={"sparsify": "sparsify cannot be installed: no network"}).cell("sparsify", 1e-2, 2.0)
     assert row["reason"] == "sparsify cannot be installed: no network"
-    assert sae_fvu.why_not("sparsify", row, 2.0) == "sparsify: sparsify cannot be installed: no network"
+    assert sae_fvu.why_not("sparsify", row) == "sparsify: sparsify cannot be installed: no network"
 
 
 def test_everybody_gets_the_same_files_and_its_own_interpreter(bench):
-    pythons = []
+    pythons, evaluated = [], set()
 
     def train(arguments, timeout, **extra):
         pythons.append(extra)
+        job = json.loads(Path(arguments[-1]).read_text())
+        evaluated.add((job["valid"], job["held_out"]))
         return Trainings()(arguments, timeout)
 
     with_pythons = again(bench, train=train)
     with_pythons.cell("sparsify", 1e-2, 2.0)
     with_pythons.cell(OURS, 5e-4, 2.0)
     assert pythons == [{"python": "/venv/python"}, {}]
-    ours, theirs = (sae_fvu.job_of(n, 1.0, 2.0, bench.data, 0.0) for n in (OURS, "sparsify"))
-    same = ("data", "valid", "held_out", "d_in", "d_sae", "k", "batch", "minutes", "seed")
+    ours, theirs = (sae_fvu.job_of(n, 1.0, bench.data) for n in (OURS, "sparsify"))
+    same = ("data", "d_in", "d_sae", "k", "batch", "shuffle", "seed")
     assert all(getattr(ours, field) == getattr(theirs, field) for field in same)
-    assert len({ours.data, ours.valid, ours.held_out}) == 3
+    assert [len({ours.data, *files}) for files in evaluated] == [3]
 
 
 @pytest.mark.parametrize("factor", [1, 3, 9, 1 / 9])
@@ -189,14 +192,42 @@ def test_a_grid_that_fails_whole_has_no_best(bench):
     assert sae_fvu.grid(again(bench, train=fails), [NAME], 2.0) == {NAME: None}
 
 
-def cell(held_out, seconds=120.0, valid=0.5):
-    return {"held_out": held_out, "valid": valid, "seconds": seconds, "lr": 1e-3, "steps_per_second": 10.0,
-            "date": "2026-01-01", "reason": "diverged"}  # fmt: skip
+def test_lanes_train_the_same_cells_each_with_its_cores(bench, monkeypatch):
+    cores = []
+    monkeypatch.setattr(sae_fvu.os, "sched_getaffinity", lambda _: {3, 4, 5}, raising=False)
+    monkeypatch.setattr(sae_fvu.os, "sched_setaffinity", lambda _, mine: cores.append(mine), raising=False)
+    wanted = [(NAME, lr, 2.0) for lr in (1e-4, 5e-4, 1e-3)]
+    side_by_side = again(bench, train=Trainings(), lanes=2)
+    rows = side_by_side.cells(wanted)
+    assert [row["lr"] for row in rows] == [lr for _, lr, _ in wanted]
+    assert cores in ([[3, 5], [4]], [[3, 5]])  # one lane may have taken all before the other began
+    assert again(bench).cells(wanted) == rows
+    assert bench.train.jobs == []
+    assert not list(bench.folder.glob("job-*"))
+
+
+def test_a_peer_far_behind_is_named_and_not_trained_longer(bench):
+    def train(arguments, timeout, **_):
+        job = Job(**json.loads(Path(arguments[-1]).read_text()))
+        fvu = {OURS: 0.5, NAME: 0.2, "sparsify": 0.31}[job.contender]
+        return {"valid": fvu, "held_out": fvu, "seconds": 1.0, "steps": job.steps, "lr": job.lr}
+
+    names = [OURS, NAME, "sparsify"]
+    cells = sae_fvu.trained(again(bench, train=train), names, (2.0, 5.0), dict.fromkeys(names, 1e-3))
+    assert {n for n in names if (cells[n, 5.0] or {}).get("behind")} == {"sparsify"}  # never ours
+    assert "sparsify for 5 minutes (FVU 0.310 at 2 minutes, best peer 0.200)" in sae_fvu.given_up(cells)
+    first, second = sae_fvu.claims(cells, names, (2.0, 5.0))
+    assert first.value == second.value == pytest.approx(2.5)
+    assert sae_fvu.table(cells, names, (2.0, 5.0), {})[2]["fvu_5_min"] is None
+
+
+def cell(held_out, valid=0.5):
+    return {"held_out": held_out, "valid": valid, "lr": 1e-3, "date": "2026-01-01", "reason": "diverged"}
 
 
 def test_claims_compare_with_the_least_error_of_a_peer():
     names = [OURS, "sae_lens", "sparsify"]
-    cells = {(n, t): cell(v, 60 * t) for t in (2.0, 5.0) for n, v in zip(names, (0.2, 0.25, 0.4), strict=True)}
+    cells = {(n, t): cell(v) for t in (2.0, 5.0) for n, v in zip(names, (0.2, 0.25, 0.4), strict=True)}
     first, second = sae_fvu.claims(cells, names, (2.0, 5.0))
     assert [first.name, second.name] == ["fvu_vs_best_peer_at_2_min", "fvu_vs_best_peer_at_5_min"]
     assert (first.value, first.target, first.holds) == (pytest.approx(0.8), "< 1", True)
@@ -207,14 +238,13 @@ def test_claims_compare_with_the_least_error_of_a_peer():
     [
         (None, "sae_lens: no learning rate led to a finite error"),
         (cell(0.3, valid=math.inf), "sae_lens: diverged"),
-        (cell(0.3, seconds=140.0), "sae_lens: trained for 140 s instead of 120"),
     ],
 )
 def test_what_cannot_be_compared_is_not_claimed(row, reason):
     cells = {(OURS, 2.0): cell(0.2), ("sae_lens", 2.0): row}
     [claim] = sae_fvu.claims(cells, [OURS, "sae_lens"], (2.0,))
     assert (claim.value, claim.reason) == (None, reason)
-    [mine, theirs] = sae_fvu.table(cells, [OURS, "sae_lens"], (2.0,))
+    [mine, theirs] = sae_fvu.table(cells, [OURS, "sae_lens"], (2.0,), {})
     assert mine["fvu_2_min"] == 0.2
     assert theirs["fvu_2_min"] == (0.3 if row and row["valid"] < 1 else None)
 
@@ -232,18 +262,18 @@ def test_a_result_names_the_contenders_it_does_not_cover():
     assert remark.endswith("dictionary_learning_bf16, torch_dense")
 
 
-def test_a_whole_training_takes_its_minutes_and_is_evaluated_on_both_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "CALIBRATION_S", 0.05)
+def test_a_whole_training_makes_its_steps_and_is_evaluated_on_both_parts(tmp_path):
     for i, part in enumerate(sae_data.PARTS):
         save_file({"x": sae_speed.made_activations(512, 24, seed=0)[i::2].half()}, tmp_path / f"{part}.safetensors")
     files = [str(tmp_path / f"{part}.safetensors") for part in sae_data.PARTS]
-    job = Job(NAME, "with_torch", files[0], 24, 96, 4, 64, 3e-3, minutes=0.02, valid=files[1], held_out=files[2])
+    job = Job(
+        NAME, "with_torch", files[0], 24, 96, 4, 64, 3e-3, shuffle=True, valid=files[1], held_out=files[2], steps=80
+    )
     found = peers.whole_training(job, with_torch.train)
     assert 0 < found["valid"] < 1
     assert 0 < found["held_out"] < 1
     assert found["valid"] != found["held_out"]
-    assert found["steps_per_second"] * found["seconds"] == pytest.approx(found["steps"])
-    assert peers.whole_training(Job(**job.__dict__ | {"rate": 1000.0}), with_torch.train)["steps"] == 1200
+    assert found["steps"] == 80
 
 
 def test_parts_of_the_data_do_not_share_texts():
