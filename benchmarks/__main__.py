@@ -1,7 +1,7 @@
 """`python -m benchmarks NAME|all [--runs N] [--check]`: measure, write `results/NAME.json`, print the claims.
 
-`sae` is `sae-speed` and `sae-fvu`, which also take `--contenders a,b`, `--shapes S,M,L`, `--minutes 2,5,10`, `--fresh`,
-`--lanes N`.
+`sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
+`--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks import demo, harness, reward, sae_fvu, sae_speed, tables
+from benchmarks import demo, harness, reward, sae_fvu, sae_speed, scan, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
-    "reward": reward.run, "demo": demo.run, "sae-speed": sae_speed.run, "sae-fvu": sae_fvu.run,
+    "reward": reward.run, "demo": demo.run, "scan": scan.run,
+    **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
-GROUPS = {"sae": ["sae-speed", "sae-fvu"]}
-OPTIONS = ("contenders", "shapes", "minutes", "fresh", "lanes")
+SPEED = [f"sae-speed-{shape}" for shape in sae_speed.SHAPES]
+GROUPS = {"sae-speed": SPEED, "sae": [*SPEED, "sae-fvu"]}
+OPTIONS = ("contenders", "minutes", "fresh", "lanes", "setups", "pairs", "tokens")
 """Of some benchmarks only: those that take an argument of that name."""
 
 
@@ -34,9 +37,11 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--check", action="store_true", help="exit with 1 unless every claim with a target holds")
     parser.add_argument("--contenders", help="sae: only these, separated by commas")
     parser.add_argument("--minutes", help="sae-fvu: wall clock of the trainings, separated by commas")
-    parser.add_argument("--shapes", help="sae-speed: only these, separated by commas")
     parser.add_argument("--fresh", action="store_true", default=None, help="sae-fvu: train again what is there")
     parser.add_argument("--lanes", type=int, help="sae-fvu: trainings side by side, once speeds are known")
+    parser.add_argument("--setups", help="scan: only these, separated by commas")
+    parser.add_argument("--pairs", type=int, help="scan: so many pairs, for a trial")
+    parser.add_argument("--tokens", type=int, help="scan: largest corpus of the growth (0: none)")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")

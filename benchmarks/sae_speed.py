@@ -52,27 +52,25 @@ Rows = Mapping[str, Sequence[Row]]
 
 
 def run(
-    runs: int | None = None, say: Callable[[str], None] = lambda _: None, *, contenders: str | None = None,
-    shapes: str = "S,M,L",
+    runs: int | None = None, say: Callable[[str], None] = lambda _: None, *, shape: str, contenders: str | None = None,
 ) -> Result:  # fmt: skip
-    """All shapes, `runs` rounds (5; with tuned malloc 3), every run in a process of its own."""
+    """One shape, `runs` rounds (5; with tuned malloc 3), every run in a process of its own."""
     names = chosen(contenders)
     pythons, missing = sae_environments.prepare(environments(names), say)
     rows: dict[str, list[Row]] = {}
     failed: dict[str, str] = {}
-    for shape in shapes.split(","):
-        pool = write_pool(SHAPES[shape], FOLDER / f"{shape}.safetensors")
-        for malloc in MALLOCS:
-            rounds = (runs or RUNS) if malloc == "as_shipped" else min(runs or RUNS, TUNED_RUNS)
-            variants = {key(shape, name, malloc): _measure(shape, name, malloc, pool, pythons, missing)
-                        for name in [*names, FLOOR]}  # fmt: skip
-            found, why = harness.interleave(variants, rounds, say)
-            rows, failed = rows | found, failed | why
-        pool.unlink()
+    pool = write_pool(SHAPES[shape], FOLDER / f"{shape}.safetensors")
+    for malloc in MALLOCS:
+        rounds = (runs or RUNS) if malloc == "as_shipped" else min(runs or RUNS, TUNED_RUNS)
+        variants = {key(shape, name, malloc): _measure(shape, name, malloc, pool, pythons, missing)
+                    for name in [*names, FLOOR]}  # fmt: skip
+        found, why = harness.interleave(variants, rounds, say)
+        rows, failed = rows | found, failed | why
+    pool.unlink()
     return Result(
-        "sae-speed", ABOUT + harness.disturbed(rows), claims(rows, failed, left_out(names)), table(rows),
+        f"sae-speed-{shape}", ABOUT + harness.disturbed(rows), claims(rows, failed, left_out(names)), table(rows),
         {"runs": runs or RUNS, "tuned_runs": min(runs or RUNS, TUNED_RUNS), "tuned_malloc": TUNED,
-         "shapes": {name: asdict(s) for name, s in SHAPES.items()}, "failed": failed,
+         "shape": asdict(SHAPES[shape]), "failed": failed,
          "variants": {name: CONTENDERS[name].about for name in names}},
     )  # fmt: skip
 

@@ -75,6 +75,17 @@ def test_numbers_are_short_in_files(value, shown):
     assert harness.rounded(value) == shown
 
 
+def test_a_run_that_others_disturbed_is_repeated_a_few_times():
+    shares = iter([0.5, 0.4, 0.01, 0.9, 0.8, 0.7, 0.6])
+
+    def run():
+        return {"others_cpu": next(shares)}
+
+    rows, _ = harness.interleave({"one": run}, 2)
+    assert [r["others_cpu"] for r in rows["one"]] == [0.01, 0.7]  # at last the disturbed one counts, and is told
+    assert "DISTURBED" in harness.disturbed(rows)
+
+
 def test_runs_are_interleaved_and_take_turns_at_the_start():
     order = []
     variants = {name: (lambda name=name: order.append(name) or {"x": len(order)}) for name in "abc"}

@@ -193,7 +193,7 @@ def test_the_clock_leaves_out_the_first_steps(monkeypatch, tmp_path):
 
 
 def test_a_timed_feed_is_endless_and_a_training_gets_its_steps(tmp_path):
-    job = write_job(tmp_path, steps=7, minutes=1.0)
+    job = write_job(tmp_path, steps=7, shuffle=True)
     x = load_file(job.data)["x"]
     batches = list(Feed(x, job, timed=False).batches())
     assert len(batches) == 7
@@ -251,7 +251,7 @@ def test_a_measured_process_reports_speed_and_memory(tmp_path):
 
 def test_a_contender_that_stops_early_is_no_measurement(tmp_path):
     with pytest.raises(RuntimeError, match="stopped before it was timed"):
-        peers.timed(write_job(tmp_path), lambda job, feed: None)
+        peers.speed(write_job(tmp_path), lambda job, feed: None)
 
 
 def test_tuned_variables_come_from_the_benchmark_alone(monkeypatch):
@@ -263,7 +263,7 @@ def test_tuned_variables_come_from_the_benchmark_alone(monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True, "fused": True}])
 def test_the_dense_baseline_learns(tmp_path, options):
-    job = write_job(tmp_path, steps=150, minutes=1.0, lr=3e-3, options=options)
+    job = write_job(tmp_path, steps=150, shuffle=True, lr=3e-3, options=options)
     x = load_file(job.data)["x"]
     untrained = with_torch.DenseTopK(24, 96, 4)
     before = feeds.fvu(lambda h: untrained(h), x)
@@ -274,36 +274,36 @@ def test_seamark_is_driven_through_its_public_fit(tmp_path):
     from benchmarks.peers import with_seamark
 
     quality = CONTENDERS[OURS].quality
-    job = write_job(tmp_path, steps=150, minutes=1.0, lr=3e-3, options=quality)
+    job = write_job(tmp_path, steps=150, shuffle=True, lr=3e-3, options=quality)
     x = load_file(job.data)["x"]
     feed = Feed(x, job, timed=False)
     assert feeds.fvu(with_seamark.train(job, feed), x) < 0.7
     assert len(feed.ticks) == 150
-    timed = peers.timed(write_job(tmp_path, warmup=2, least=4), with_seamark.train)
-    assert len(timed.ticks) == 7
+    assert peers.speed(write_job(tmp_path, warmup=2, least=4), with_seamark.train)["steps"] == 4
 
 
 # -- the program
 
 
-def test_speed_and_quality_are_one_name_for_two_results(tmp_path, monkeypatch):
+def test_speed_and_quality_are_one_name_for_all_results(tmp_path, monkeypatch):
     asked = []
 
     def part(name):
-        def speed(runs, say, *, contenders=None, shapes=None):
-            asked.append((name, runs, contenders, shapes))
+        def speed(runs, say, *, contenders=None):
+            asked.append((name, runs, contenders))
             return Result(name, name, [])
 
         def quality(runs, say, *, contenders=None, minutes=None, fresh=False):
             asked.append((name, runs, contenders, minutes, fresh))
             return Result(name, name, [])
 
-        return speed if name == "sae-speed" else quality
+        return quality if name == "sae-fvu" else speed
 
     monkeypatch.setattr(program, "BENCHMARKS", {n: part(n) for n in program.GROUPS["sae"]})
     assert program.main(["sae", "--runs", "2", "--contenders", "sparsify", "--fresh"], tmp_path) == 0
-    assert asked == [("sae-speed", 2, "sparsify", None), ("sae-fvu", 2, "sparsify", None, True)]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["sae-fvu.json", "sae-speed.json"]
+    speeds = [f"sae-speed-{shape}" for shape in "SML"]
+    assert asked == [*((name, 2, "sparsify") for name in speeds), ("sae-fvu", 2, "sparsify", None, True)]
+    assert {p.stem for p in tmp_path.iterdir()} == {*speeds, "sae-fvu"}
 
 
 def test_options_reach_the_benchmarks_that_have_them(tmp_path, monkeypatch):

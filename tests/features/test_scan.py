@@ -146,11 +146,11 @@ def test_contexts(tmp_path: Path, kind: str, scope: str) -> None:
 def test_many_shards_give_the_same_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sae, pairs = tiny(), make_sae(k=20), make_pairs()
     one = scan(model, {"s": sae}, pairs, tmp_path / "one", config=ScanConfig(batch_tokens=100))
-    module = sys.modules["seamark.features.scan"]
+    module = sys.modules["seamark.features.scan_parts"]
     original = module.ShardWriter
     monkeypatch.setattr(module, "ShardWriter", lambda folder, n: original(folder, n, entries=50))
     many = scan(model, {"s": sae}, pairs, tmp_path / "many", config=ScanConfig(batch_tokens=100))
-    assert len(list((tmp_path / "many" / "tokens").glob("0*.safetensors"))) > 5
+    assert len(list((tmp_path / "many" / "parts" / "00000" / "tokens").glob("0*.safetensors"))) > 5
     for latent in range(0, 96, 7):
         assert one.contexts("s", latent) == many.contexts("s", latent)
 
@@ -164,7 +164,7 @@ def test_without_rewards_and_tokens(tmp_path: Path) -> None:
         result.margins()
     with pytest.raises(DataError, match="kept no latents of single tokens"):
         result.contexts("s", 0)
-    assert not (tmp_path / "tokens").exists()
+    assert not list(tmp_path.rglob("tokens"))
     assert np.isfinite(result.q("s")).any()
 
 
@@ -183,7 +183,7 @@ def test_pairs_without_positions_are_left_out(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     model, pairs, suite = tiny(), make_pairs(), {"s": make_sae()}
-    with pytest.raises(DataError, match="no pairs"):
+    with pytest.raises(DataError, match="nothing to scan"):
         scan(model, suite, Pairs(()), tmp_path / "x")
     with pytest.raises(ConfigError, match="no autoencoder"):
         scan(model, {}, pairs, tmp_path / "x")
@@ -218,10 +218,10 @@ def test_reading_errors(tmp_path: Path) -> None:
     strange = FeatureSet(features=(Feature(sae="s", latent=99, sign=1),))
     with pytest.raises(DataError, match="no latent 99"):
         text_scores(result, strange)
-    (tmp_path / "saes" / "s" / "pooled.safetensors").write_bytes(b"rubbish")
+    (tmp_path / "parts" / "00000" / "saes" / "s" / "pooled.safetensors").write_bytes(b"rubbish")
     with pytest.raises(FormatError, match="pooled"):
         Scan.open(tmp_path).pooled("s")
-    (tmp_path / "texts.parquet").write_bytes(b"rubbish")
+    (tmp_path / "parts" / "00000" / "texts.parquet").write_bytes(b"rubbish")
     with pytest.raises(FormatError, match=r"texts\.parquet"):
         _ = Scan.open(tmp_path).texts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from seamark.cli import audits, models, recipes, saes, saes_eval
+from seamark.cli import audits, models, recipes, saes, saes_eval, scans
 from seamark.errors import SeamarkError
 from seamark.run import disk_errors
 
@@ -22,8 +22,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sae suite": saes.sae_suite,
     "sae eval": saes_eval.sae_eval,
     "sae convert": saes_eval.sae_convert,
-    "scan run": models.scan_run,
-    "scan info": models.scan_info,
+    "scan run": scans.scan_run,
+    "scan merge": scans.scan_merge,
+    "scan info": scans.scan_info,
     "contrast": models.contrast,
     "audit score": audits.score,
     "audit poison": audits.poison,

@@ -1,17 +1,14 @@
-"""`seamark reward …`, `seamark scan …`, `seamark contrast`: the stages, one at a time."""
+"""`seamark reward …`, `seamark contrast`: the stages, one at a time."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from seamark.cli.options import Common, Many, the_pairs, the_recipe
 from seamark.cli.output import finish, percent
-
-if TYPE_CHECKING:
-    from seamark.features import Scan
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 
@@ -67,51 +64,6 @@ def reward_eval(
     ]
     finish(found.to_json(), as_json=common.json, out=out, title="Accuracy", columns=("pairs", "model", "longer wins"),
            rows=rows)  # fmt: skip
-
-
-def scan_run(common: Shared, model: str, sae: Many, out: Path, pairs: Many = ()) -> None:
-    """Read all pairs once: rewards, latents, statistics; everything later reads the folder this writes.
-
-    Args:
-        common: options of every command.
-        model: the reward model: a folder or a Hub name.
-        sae: an SAE's folder, or name=folder; repeat for a suite.
-        out: folder of the scan.
-        pairs: preference pairs as group=file; without any, the demo pairs.
-    """
-    from seamark.features import scan
-    from seamark.model import RewardModel
-    from seamark.sae import SparseAutoencoder
-
-    recipe = the_recipe(common)
-    named = [item.partition("=")[::2] if "=" in item else (Path(item).name or "sae", item) for item in sae]
-    suite = {name: SparseAutoencoder.from_pretrained(path) for name, path in named}
-    config = recipe.scan.model_copy(update={"max_length": recipe.scan.max_length or recipe.reward.max_length})
-    found = scan(RewardModel.from_pretrained(model), suite, the_pairs(recipe, pairs), out, config=config)
-    _show_scan(found, out, common, out)
-
-
-def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> None:
-    """What a scan holds.
-
-    Args:
-        common: options of every command.
-        scan: the scan's folder.
-    """
-    from seamark.features import Scan
-
-    _show_scan(Scan.open(scan), scan, common)
-
-
-def _show_scan(found: Scan, scan: Path, common: Common, out: Path | None = None) -> None:
-    manifest = found.manifest
-    result = {"scan": str(scan), "groups": manifest["groups"], "n_pairs": manifest["n_pairs"],
-              "saes": manifest["sae_configs"], "config": manifest["config"],
-              "model": manifest["model_name"]}  # fmt: skip
-    rows = [("model", manifest["model_name"]), *((f"{g} pairs", str(n)) for g, n in manifest["groups"].items())]
-    rows += [(f"SAE {name}", f"{c['hookpoint']}, {c['d_sae']} latents, k {c['k']}")
-             for name, c in manifest["sae_configs"].items()]  # fmt: skip
-    finish(result, as_json=common.json, out=out, title="Scan", columns=("what", "value"), rows=rows)
 
 
 def contrast(

@@ -1,6 +1,8 @@
 """Where model and autoencoder meet: training on activations, the scan, contrastive scores, feature sets."""
 
 from seamark.features.config import ScanConfig
+from seamark.features.context_choice import ContextConfig
+from seamark.features.context_sets import ContextHalf, FeatureContexts, context_sets, read_contexts, write_contexts
 from seamark.features.contexts import Context, TokenScores
 from seamark.features.contrast import Contrast, contrast
 from seamark.features.effect import direct_effect
@@ -9,14 +11,16 @@ from seamark.features.loss import LossRecovered, loss_recovered, losses_recovere
 from seamark.features.plan import PAPER_STAGES, SAESpec, SAETraining, StageConfig, TrainingConfig, make_suite
 from seamark.features.reading import Scan, text_scores
 from seamark.features.reward_change import RewardChange, RewardShift, reward_change, reward_changes
-from seamark.features.scan import scan
+from seamark.features.scan import merge_scans, scan, scan_shard
 from seamark.features.sets import Feature, FeatureSet
+from seamark.features.significance import Significance, significance
 from seamark.features.training import TrainedSAE, TrainedSuite, train_sae, train_suite
 
 __all__ = [
-    "PAPER_STAGES", "Context", "Contrast", "EvaluatedSAE", "Feature", "FeatureSet", "LossRecovered", "RewardChange",
-    "RewardShift", "SAEEvalConfig", "SAEEvaluation", "SAESpec", "SAETraining", "Scan", "ScanConfig", "StageConfig",
-    "TokenScores", "TrainedSAE", "TrainedSuite", "TrainingConfig", "contrast", "direct_effect", "evaluate_saes",
-    "loss_recovered", "losses_recovered", "make_suite", "reward_change", "reward_changes", "scan", "text_scores",
-    "train_sae", "train_suite",
+    "PAPER_STAGES", "Context", "ContextConfig", "ContextHalf", "Contrast", "EvaluatedSAE", "Feature",
+    "FeatureContexts", "FeatureSet", "LossRecovered", "RewardChange", "RewardShift", "SAEEvalConfig", "SAEEvaluation",
+    "SAESpec", "SAETraining", "Scan", "ScanConfig", "Significance", "StageConfig", "TokenScores", "TrainedSAE",
+    "TrainedSuite", "TrainingConfig", "context_sets", "contrast", "direct_effect", "evaluate_saes", "loss_recovered",
+    "losses_recovered", "make_suite", "merge_scans", "read_contexts", "reward_change", "reward_changes", "scan",
+    "scan_shard", "significance", "text_scores", "train_sae", "train_suite", "write_contexts",
 ]  # fmt: skip

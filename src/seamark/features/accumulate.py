@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seamark.features.entries import Groups, pool, sort_entries
 from seamark.features.quantiles import LogBins
 from seamark.sae import SparseLatents
 
@@ -33,19 +34,32 @@ class Firings:
 
     @classmethod
     def of(cls, latents: SparseLatents) -> Firings:
-        positive = latents.positive()
-        return cls(positive.bounds.cpu().numpy(), positive.indices.cpu().numpy(), positive.values.float().cpu().numpy())
+        n = len(latents)
+        value = latents.values.flatten().float().cpu().numpy()
+        fires = value > 0
+        owner = np.repeat(np.arange(n, dtype=np.int64), np.diff(latents.bounds.cpu().numpy()))[fires]
+        latent = latents.indices.flatten().cpu().numpy().astype(np.int32, copy=False)[fires]
+        owner, latent, value = sort_entries(owner, latent, value[fires], latents.d_sae)
+        bounds = np.zeros(n + 1, np.int64)
+        np.cumsum(np.bincount(owner, minlength=n), out=bounds[1:])
+        return cls(bounds, latent, value)
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """Latents of texts, pooled over their scoring positions: CSR with `indptr` [texts + 1], sorted by latent."""
+    """Latents of texts, pooled over their scoring positions: CSR with `indptr` [texts + 1], sorted by latent.
+
+    `read_*`: the same over all positions that were read; empty arrays where those are the scoring ones.
+    """
 
     indptr: NDArray[np.int64]
     latent: NDArray[np.int32]
     sum: NDArray[np.float32]
     max: NDArray[np.float32]
     count: NDArray[np.int32]
+    read_indptr: NDArray[np.int64]
+    read_latent: NDArray[np.int32]
+    read_max: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -63,61 +77,97 @@ class FeatureStats:
     """Q_f; NaN: not available (fewer than 10 firings)."""
 
 
-class Accumulator:
-    """Sums up batches of one autoencoder's firings; memory grows with texts × features, not tokens."""
+@dataclass
+class Totals:
+    """Sums over texts from which `FeatureStats` follow; those of parts add up to those of the whole."""
 
-    def __init__(self, d_sae: int) -> None:
-        self.d_sae = d_sae
-        self.bins = LogBins()
-        self._count = np.zeros(d_sae, np.int64)
-        self._sum, self._sumsq = np.zeros(d_sae), np.zeros(d_sae)
-        self._max = np.zeros(d_sae, np.float32)
-        self._largest = np.zeros(d_sae, np.float32)
-        self._texts: list[NDArray[np.int32]] = []
-        self._pools: list[tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]] = []
+    count: NDArray[np.int64]
+    sum: NDArray[np.float64]
+    sumsq: NDArray[np.float64]
+    max: NDArray[np.float32]
+    texts: NDArray[np.int64]
+    largest: NDArray[np.float32]
+    """Largest value at a response token that was read."""
+    bins: LogBins
+
+    @classmethod
+    def none(cls, d_sae: int) -> Totals:
+        whole, real = np.zeros(d_sae, np.int64), np.zeros(d_sae)
+        single = np.zeros(d_sae, np.float32)
+        return cls(whole, real, real.copy(), single, whole.copy(), single.copy(), LogBins())
+
+    def add(self, other: Totals) -> None:
+        """Add another part's; the order of parts decides the last bits of the sums."""
+        for name in ("count", "sum", "sumsq", "texts"):
+            getattr(self, name).__iadd__(getattr(other, name))
+        for name in ("max", "largest"):
+            np.maximum(getattr(self, name), getattr(other, name), out=getattr(self, name))
+        self.bins.merge(other.bins)
+
+    def stats(self) -> FeatureStats:
+        q = self.bins.quantiles(len(self.count), self.largest)
+        return FeatureStats(self.count, self.sum, self.sumsq, self.max, self.texts, q)
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """For a file."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bins"}
+        return found | {"bin_keys": self.bins.keys, "bin_counts": self.bins.counts}
+
+    @classmethod
+    def of(cls, arrays: dict[str, NDArray[np.generic]]) -> Totals:
+        """What `arrays` gave."""
+        own = {f.name: arrays[f.name].copy() for f in fields(cls) if f.name != "bins"}
+        return cls(**own, bins=LogBins(arrays["bin_keys"].copy(), arrays["bin_counts"].copy()))  # type: ignore[arg-type]
+
+
+class Accumulator:
+    """Sums up batches of one autoencoder's firings on one part of the corpus.
+
+    Args:
+        d_sae: latents of the autoencoder.
+        read_apart: whether positions are read that are not scored, so that they are pooled of their own.
+    """
+
+    def __init__(self, d_sae: int, *, read_apart: bool = True) -> None:
+        self.d_sae, self.read_apart = d_sae, read_apart
+        self.totals = Totals.none(d_sae)
+        self._scored: list[Groups] = []
+        self._read: list[Groups] = []
 
     def add(self, stored: StoredPositions, firings: Firings) -> None:
         """Add a batch; each text comes whole in one batch."""
         place = np.repeat(np.arange(len(stored.text)), np.diff(firings.bounds))
-        flags = stored.flags[place]
+        flags, owner = stored.flags[place], stored.text.astype(np.int64)[place]
         inside = (flags & RESPONSE) != 0
-        self.bins.add(firings.latent[inside], firings.value[inside])
-        np.maximum.at(self._largest, firings.latent[inside], firings.value[inside])
+        self.totals.bins.add(firings.latent[inside], firings.value[inside])
+        np.maximum.at(self.totals.largest, firings.latent[inside], firings.value[inside])
+        if self.read_apart:
+            self._read.append(pool(owner, firings.latent, firings.value, self.d_sae))
         scored = (flags & SCORING) != 0
-        self._pool(stored.text[place[scored]], firings.latent[scored], firings.value[scored])
+        self._scored.append(pool(owner[scored], firings.latent[scored], firings.value[scored], self.d_sae))
 
-    def _pool(self, text: NDArray[np.int32], latent: NDArray[np.int32], value: NDArray[np.float32]) -> None:
-        if len(text) == 0:
-            return
-        exact = value.astype(np.float64)
-        self._count += np.bincount(latent, minlength=self.d_sae)
-        self._sum += np.bincount(latent, weights=exact, minlength=self.d_sae)
-        self._sumsq += np.bincount(latent, weights=exact**2, minlength=self.d_sae)
-        np.maximum.at(self._max, latent, value)
-        key = text.astype(np.int64) * self.d_sae + latent
-        order = np.argsort(key, kind="stable")
-        key = key[order]
-        first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
-        self._texts.append((key[first] // self.d_sae).astype(np.int32))
-        self._pools.append((
-            (key[first] % self.d_sae).astype(np.int32),
-            np.add.reduceat(exact[order], first).astype(np.float32),
-            np.maximum.reduceat(value[order], first),
-            np.diff(np.append(first, len(key))).astype(np.int32),
-        ))  # fmt: skip
+    def close(self, n_texts: int) -> Pooled:
+        """Everything pooled, in the order of the texts; `totals` are complete after it."""
+        found, totals = _joined(self._scored), self.totals
+        totals.count += np.bincount(found.latent, weights=found.count, minlength=self.d_sae).astype(np.int64)
+        totals.sum += np.bincount(found.latent, weights=found.sum, minlength=self.d_sae)
+        totals.sumsq += np.bincount(found.latent, weights=found.square, minlength=self.d_sae)
+        totals.texts += np.bincount(found.latent, minlength=self.d_sae)
+        np.maximum.at(totals.max, found.latent, found.max)
+        read = _joined(self._read)
+        read_indptr = _indptr(read.owner, n_texts) if self.read_apart else np.empty(0, np.int64)
+        return Pooled(_indptr(found.owner, n_texts), found.latent, found.sum.astype(np.float32), found.max, found.count,
+                      read_indptr, read.latent, read.max)  # fmt: skip
 
-    def pooled(self, n_texts: int) -> Pooled:
-        """Everything pooled so far, in the order of the texts."""
-        text = np.concatenate([np.empty(0, np.int32), *self._texts])
-        order = np.argsort(text, kind="stable")
-        empty = (np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int32))
-        latent, total, largest, count = (np.concatenate(c)[order] for c in zip(empty, *self._pools, strict=True))
-        indptr = np.concatenate([[0], np.bincount(text, minlength=n_texts).cumsum()]).astype(np.int64)
-        return Pooled(indptr, latent, total, largest, count)
 
-    def stats(self) -> FeatureStats:
-        """Statistics of everything added so far."""
-        latents = np.concatenate([np.empty(0, np.int32), *(p[0] for p in self._pools)])
-        texts = np.bincount(latents, minlength=self.d_sae).astype(np.int64)
-        q = self.bins.quantiles(self.d_sae, self._largest)
-        return FeatureStats(self._count, self._sum, self._sumsq, self._max, texts, q)
+def _joined(batches: list[Groups]) -> Groups:
+    """Of all batches, in the order of owners."""
+    nothing = np.empty(0, np.int64)
+    batches = [pool(nothing, nothing.astype(np.int32), nothing.astype(np.float32), 1), *batches]
+    whole = Groups(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+    order = np.argsort(whole.owner, kind="stable")
+    return Groups(*(column[order] for column in whole))
+
+
+def _indptr(owner: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.bincount(owner, minlength=n).cumsum()]).astype(np.int64)

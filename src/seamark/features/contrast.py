@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seamark.errors import ConfigError, DataError
-from seamark.features.reading import Scan
+from seamark.features.reading import Scan, Stat
 from seamark.features.sets import Feature, FeatureSet
 
 Normalization = Literal["default", "paper"]
@@ -70,16 +70,14 @@ def contrast(
     if normalization not in ("default", "paper"):
         raise ConfigError(f"no normalisation {normalization!r}", fix="Use default or paper")
     sae_id = scan.sae_id(sae_id)
-    rows, left_out = _rows(scan, group, normalization)
-    pooled = scan.pooled(sae_id, "mean" if normalization == "default" else "sum")
-    sides = [pooled[rows[:, side]] for side in (0, 1)]
-    h_chosen, h_rejected = (np.asarray(m.sum(axis=0)).ravel() for m in sides)
+    rows, left_out = pair_rows(scan, group, normalization)
+    stat: Stat = "mean" if normalization == "default" else "sum"
+    (h_chosen, h_rejected), fired = _sums(scan, sae_id, stat, rows)
     if normalization == "default":
         h_chosen, h_rejected = h_chosen / len(rows), h_rejected / len(rows)
     constant = float((h_chosen + h_rejected).mean())
     if constant == 0:
         raise DataError(f"no latent fires on any text of group {group!r}", where=sae_id, fix="Train it longer")
-    fired = [m.getnnz(axis=0) / len(rows) for m in sides]
     scores = (h_chosen - h_rejected) / (h_chosen + h_rejected + constant)
     provenance = {
         "method": "contrast", "normalization": normalization, "group": group, "n_pairs": len(rows),
@@ -91,16 +89,24 @@ def contrast(
     )  # fmt: skip
 
 
-def _rows(scan: Scan, group: str, normalization: Normalization) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _sums(scan: Scan, sae_id: str, stat: Stat, rows: NDArray[np.int64]) -> tuple[list[Floats], list[Floats]]:
+    """Of chosen and of rejected texts: (sums [d_sae], shares of texts that fire [d_sae]); a part at a time."""
+    sums, fired = ([np.zeros(scan.d_sae(sae_id)) for _ in range(2)] for _ in range(2))
+    for start, part in scan.pooled_parts(sae_id, stat):
+        for side in (0, 1):
+            mine = rows[:, side] - start
+            texts = part[mine[(mine >= 0) & (mine < part.shape[0])]]
+            sums[side] += np.asarray(texts.sum(axis=0)).ravel()
+            fired[side] += texts.getnnz(axis=0) / len(rows)
+    return sums, fired
+
+
+def pair_rows(scan: Scan, group: str, normalization: Normalization) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Rows [pairs, 2] (chosen, rejected) of a group, and the ids of pairs without positions on a side.
 
     Sums do not mind a text without positions; means do.
     """
-    if group not in scan.groups:
-        raise DataError(
-            f"no group {group!r} in the scan", where=str(scan.path), fix=f"Groups: {', '.join(scan.groups)}"
-        )
-    member = np.asarray(scan.texts["group"].to_pylist(), dtype=object) == group
+    member = scan.in_group(group)
     mine = {pair: rows for pair, rows in scan.rows_by_pair.items() if member[rows[0]]}
     enough = scan.n_positions > 0
     if normalization == "paper":

@@ -20,39 +20,67 @@ MIN_FIRINGS = 10
 Keys = NDArray[np.int64]
 
 
+WAITING = 1 << 22
+"""Firings counted together: sorting few large arrays beats merging many small ones."""
+
+
 class LogBins:
     """Counts of positive values by (latent, bin); only bins that hold something take memory."""
 
     def __init__(self, keys: Keys | None = None, counts: Keys | None = None) -> None:
-        self.keys = np.empty(0, np.int64) if keys is None else keys
+        self._keys = np.empty(0, np.int64) if keys is None else keys
+        self._counts = np.empty(0, np.int64) if counts is None else counts
+        self._waiting: list[Keys] = []
+        self._n_waiting = 0
+
+    @property
+    def keys(self) -> Keys:
         """latent × N_BINS + bin, ascending."""
-        self.counts = np.empty(0, np.int64) if counts is None else counts
+        self._count()
+        return self._keys
+
+    @property
+    def counts(self) -> Keys:
+        self._count()
+        return self._counts
 
     def add(self, latents: NDArray[np.integer], values: NDArray[np.floating]) -> None:
         """Count firings: `values` > 0 of `latents`, both [n]."""
         bins = np.floor((np.log2(values.astype(np.float64)) - LOWEST) * PER_OCTAVE).astype(np.int64)
-        keys = latents.astype(np.int64) * N_BINS + bins.clip(0, N_BINS - 1)
-        self.merge(LogBins(*np.unique(keys, return_counts=True)))
+        self._waiting.append(latents.astype(np.int64) * N_BINS + bins.clip(0, N_BINS - 1))
+        self._n_waiting += len(latents)
+        if self._n_waiting >= WAITING:
+            self._count()
 
     def merge(self, other: LogBins) -> None:
         """Add another corpus's counts. Exact, whatever the order."""
-        keys, where = np.unique(np.concatenate([self.keys, other.keys]), return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, where, np.concatenate([self.counts, other.counts]))
-        self.keys, self.counts = keys, counts
+        self._join(other.keys, other.counts)
+
+    def _count(self) -> None:
+        if self._waiting:
+            found = np.unique(np.concatenate(self._waiting), return_counts=True)
+            self._waiting, self._n_waiting = [], 0
+            self._join(*found)
+
+    def _join(self, keys: Keys, counts: Keys) -> None:
+        together, where = np.unique(np.concatenate([self._keys, keys]), return_inverse=True)
+        total = np.zeros(len(together), np.int64)
+        np.add.at(total, where, np.concatenate([self._counts, counts]))
+        self._keys, self._counts = together, total
 
     def quantiles(self, d_sae: int, maxima: NDArray[np.floating], level: float = LEVEL) -> NDArray[np.float64]:
         """The `level` quantile over each latent's firings [d_sae], relative error ≤ 1 %; NaN below 10 firings.
 
         `maxima` [d_sae] are the largest values counted: a quantile never exceeds them.
         """
-        latents = self.keys // N_BINS
-        firings = np.bincount(latents, weights=self.counts, minlength=d_sae).astype(np.int64)
+        self._count()
+        latents = self._keys // N_BINS
+        firings = np.bincount(latents, weights=self._counts, minlength=d_sae).astype(np.int64)
         before = np.concatenate([[0], firings.cumsum()[:-1]])
         rank = np.ceil(level * firings - 1e-9).astype(np.int64).clip(1)
         out = np.full(d_sae, np.nan)
         known = np.flatnonzero(firings >= MIN_FIRINGS)
-        at = np.searchsorted(self.counts.cumsum(), (before + rank)[known], side="left")
-        middle = 2.0 ** ((self.keys[at] % N_BINS + 0.5) / PER_OCTAVE + LOWEST)
+        at = np.searchsorted(self._counts.cumsum(), (before + rank)[known], side="left")
+        middle = 2.0 ** ((self._keys[at] % N_BINS + 0.5) / PER_OCTAVE + LOWEST)
         out[known] = np.minimum(middle, maxima[known])
         return out

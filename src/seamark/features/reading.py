@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from os import PathLike
 from pathlib import Path
@@ -12,27 +13,36 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from seamark.errors import ConfigError, DataError, FormatError, RunError
 from seamark.features.accumulate import FeatureStats, Pooled
+from seamark.features.arrays import load_arrays, map_arrays, read_table
 from seamark.features.contexts import Context, TokenScores, TokenTexts
 from seamark.features.sets import FeatureSet
-from seamark.features.shards import load_arrays, read_table
 from seamark.run import read_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "scan.json"
-Stat = Literal["mean", "sum", "max", "count"]
+Stat = Literal["mean", "sum", "max", "count", "read_max"]
+"""How a text's scoring positions become one number; `read_max` is over all positions that were read."""
 
 
 class Scan:
-    """A finished scan. Open one with `Scan.open(folder)`; everything is read when first asked for."""
+    """A finished scan. Open one with `Scan.open(folder)`; everything is read when first asked for.
+
+    The folder holds `scan.json`; `saes/<id>/stats.safetensors`; and parts of the corpus, `parts/<number>/`, each with
+    `texts.parquet`, `rendered.parquet`, `saes/<id>/pooled.safetensors` and, if kept, `tokens/`. Rows of texts go
+    through all parts in their order.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
         self.config: dict[str, Any] = manifest["config"]
         self.sae_ids: list[str] = list(manifest["sae_configs"])
+        self.parts = [path / "parts" / f"{i:05d}" for i in range(len(manifest["rows"]))]
+        self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(manifest["rows"])]).astype(np.int64)
+        """[parts + 1]: the first row of each part."""
         self._pooled = cache(self._load_pooled)
         self.feature_stats = cache(self._load_stats)
 
@@ -50,8 +60,9 @@ class Scan:
 
     @cached_property
     def texts(self) -> pa.Table:
-        """A row per text: text_id, pair_id, side, group, n_positions, n_tokens, truncated, reward (null: not read)."""
-        return read_table(self.path / "texts.parquet")
+        """A row per text: text_id, pair_id and side (null: a plain text), group, prompt (its hash), content (hash of
+        what is shown), n_positions, n_tokens, n_response, truncated, reward (null: not read)."""
+        return pa.concat_tables([read_table(part / "texts.parquet") for part in self.parts])
 
     @cached_property
     def n_positions(self) -> NDArray[np.int64]:
@@ -65,7 +76,8 @@ class Scan:
         found: dict[str, dict[str, int]] = {}
         columns = zip(self.texts["pair_id"].to_pylist(), self.texts["side"].to_pylist(), strict=True)
         for row, (pair_id, side) in enumerate(columns):
-            found.setdefault(pair_id, {})[side] = row
+            if pair_id is not None:
+                found.setdefault(pair_id, {})[side] = row
         return {pair_id: (sides["chosen"], sides["rejected"]) for pair_id, sides in found.items()}
 
     @property
@@ -84,33 +96,68 @@ class Scan:
     def d_sae(self, sae_id: str | None = None) -> int:
         return int(self.manifest["sae_configs"][self.sae_id(sae_id)]["d_sae"])
 
-    def _folder(self, sae_id: str) -> Path:
-        return self.path / "saes" / quote(sae_id, safe="")
-
-    def _load_pooled(self, sae_id: str) -> Pooled:
-        arrays: dict[str, Any] = load_arrays(self._folder(sae_id) / "pooled.safetensors")
-        return Pooled(**arrays)
+    def _load_pooled(self, sae_id: str, part: int) -> Pooled:
+        path = self.parts[part] / "saes" / quote(sae_id, safe="") / "pooled.safetensors"
+        arrays: dict[str, Any] = map_arrays(path)
+        try:
+            return Pooled(**arrays)
+        except TypeError as e:
+            raise FormatError("not the pooled latents of this version", where=str(path), fix="Scan again") from e
 
     def _load_stats(self, sae_id: str | None = None) -> FeatureStats:
         """Statistics of every feature of one autoencoder."""
-        arrays: dict[str, Any] = load_arrays(self._folder(self.sae_id(sae_id)) / "stats.safetensors")
+        path = self.path / "saes" / quote(self.sae_id(sae_id), safe="") / "stats.safetensors"
+        arrays: dict[str, Any] = load_arrays(path)
         return FeatureStats(**{k: v for k, v in arrays.items() if not k.startswith("bin_")})
 
     def q(self, sae_id: str | None = None) -> NDArray[np.float64]:
         """Q_f of every feature [d_sae]; NaN: not available."""
         return self.feature_stats(self.sae_id(sae_id)).q
 
-    def pooled(self, sae_id: str | None = None, stat: Stat = "mean") -> csr_matrix:
-        """Positive activations of each text pooled over its scoring positions, float64 [texts × d_sae].
+    def pooled_parts(self, sae_id: str | None = None, stat: Stat = "mean") -> Iterator[tuple[int, csr_matrix]]:
+        """(first row, positive activations of each text pooled over its positions, float64 [texts of the part × d_sae])
+        of every part: for corpora larger than memory.
 
         `mean` is over all scoring positions, silent ones too; a text without any has an empty row (see `n_positions`).
         """
         sae_id = self.sae_id(sae_id)
-        p = self._pooled(sae_id)
-        data = (p.sum if stat == "mean" else getattr(p, stat)).astype(np.float64)
-        if stat == "mean":
-            data = data / np.repeat(self.n_positions, np.diff(p.indptr))
-        return csr_matrix((data, p.latent, p.indptr), shape=(self.texts.num_rows, self.d_sae(sae_id)))
+        for part, start in enumerate(self.starts[:-1].tolist()):
+            p = self._pooled(sae_id, part)
+            if stat == "read_max" and len(p.read_indptr):
+                indptr, latent, data = p.read_indptr, p.read_latent, p.read_max.astype(np.float64)
+            else:
+                name = {"mean": "sum", "read_max": "max"}.get(stat, stat)
+                indptr, latent, data = p.indptr, p.latent, getattr(p, name).astype(np.float64)
+            if stat == "mean":
+                data = data / np.repeat(self.n_positions[start : start + len(indptr) - 1], np.diff(indptr))
+            yield start, csr_matrix((data, latent, indptr), shape=(len(indptr) - 1, self.d_sae(sae_id)))
+
+    def pooled(self, sae_id: str | None = None, stat: Stat = "mean", group: str | None = None) -> csr_matrix:
+        """`pooled_parts` of all texts at once, [texts × d_sae]; of a group's texts only, in the order of their rows."""
+        parts = self.pooled_parts(sae_id, stat)
+        if group is None:
+            return vstack([m for _, m in parts], format="csr")
+        inside = self.in_group(group)
+        return vstack([m[inside[start : start + m.shape[0]]] for start, m in parts], format="csr")
+
+    def columns(self, sae_id: str | None, latents: Sequence[int], stat: Stat = "mean") -> csc_matrix:
+        """The columns of `pooled` for a few latents, [texts × latents]; a part at a time, so memory stays small.
+
+        Raises:
+            DataError: no such latent.
+        """
+        sae_id = self.sae_id(sae_id)
+        for latent in latents:
+            self.check_latent(sae_id, latent)
+        return vstack([m[:, list(latents)] for _, m in self.pooled_parts(sae_id, stat)], format="csc")
+
+    def in_group(self, group: str) -> NDArray[np.bool_]:
+        """[texts]: which texts are of a group. `DataError` where there is no such group."""
+        if group not in self.groups:
+            raise DataError(f"no group {group!r} in the scan", where=str(self.path),
+                            fix=f"Groups: {', '.join(self.groups)}")  # fmt: skip
+        found: NDArray[np.bool_] = np.asarray(self.texts["group"].to_pylist(), dtype=object) == group
+        return found
 
     def margins(self) -> dict[str, float]:
         """Reward margin r(chosen) − r(rejected) of every pair. `DataError` where rewards were not read."""
@@ -126,7 +173,7 @@ class Scan:
             raise DataError(
                 "the scan kept no latents of single tokens", where=str(self.path), fix="Scan with keep_tokens: always"
             )
-        return TokenTexts(self.path, prompts=self.config["scope"] == "all")
+        return TokenTexts(self.parts, self.starts, prompts=self.config["scope"] == "all")
 
     def contexts(self, sae_id: str | None, latent: int, n: int = 10, *, group: str | None = None) -> list[Context]:
         """The n texts in which a feature fires most strongly at a scoring position, strongest first.
@@ -135,11 +182,11 @@ class Scan:
             DataError: token-level latents were not kept, or there is no such latent.
         """
         sae_id, tokens = self.sae_id(sae_id), self.token_texts
-        self._check_latent(sae_id, latent)
+        self.check_latent(sae_id, latent)
         strength = self._by_latent(sae_id)[[latent]].tocoo()
         rows, values = strength.col, strength.data
         if group is not None:
-            inside = np.asarray(self.texts["group"].to_pylist(), dtype=object)[rows] == group
+            inside = self.in_group(group)[rows]
             rows, values = rows[inside], values[inside]
         order = np.lexsort((rows, -values))[:n]
         q = float(self.q(sae_id)[latent])
@@ -149,7 +196,7 @@ class Scan:
             about = self.texts.slice(row, 1).to_pylist()[0]
             found.append(Context(
                 about["text_id"], about["pair_id"], about["side"], about["group"], text.tokens,
-                tokens.activations(text, sae_id, {latent: 1.0}), text.scoring, None if math.isnan(q) else q,
+                tokens.activations(text, sae_id, {latent: 1.0}), text.scoring, None if math.isnan(q) else q, text.read,
             ))  # fmt: skip
         return found
 
@@ -167,11 +214,12 @@ class Scan:
         for sae_id in dict.fromkeys(f.sae for f in features.features):
             weights = {f.latent: float(f.sign) for f in features.features if f.sae == self.sae_id(sae_id)}
             for latent in weights:
-                self._check_latent(sae_id, latent)
+                self.check_latent(sae_id, latent)
             values += tokens.activations(text, sae_id, weights)
         return TokenScores(text_id, text.tokens, tuple(values.tolist()), text.scoring)
 
-    def _check_latent(self, sae_id: str, latent: int) -> None:
+    def check_latent(self, sae_id: str, latent: int) -> None:
+        """`DataError` unless the autoencoder has such a latent."""
         if not 0 <= latent < self.d_sae(sae_id):
             raise DataError(f"no latent {latent}; there are {self.d_sae(sae_id)}", where=sae_id)
 
@@ -201,7 +249,7 @@ def text_scores(scan: Scan, features: FeatureSet) -> dict[str, float]:
     The mean over a text's scoring positions of Σ_{F⁺} max(z, 0) − Σ_{F⁻} max(z, 0). NaN for a text without scoring
     positions: its score is not available.
     """
-    g = np.where(scan.n_positions > 0, 0.0, np.nan)
+    g: NDArray[np.float64] = np.where(scan.n_positions > 0, 0.0, np.nan)
     for sae_id in dict.fromkeys(f.sae for f in features.features):
         mine = [f for f in features.features if f.sae == scan.sae_id(sae_id)]
         weights = np.zeros(scan.d_sae(sae_id))
@@ -209,5 +257,6 @@ def text_scores(scan: Scan, features: FeatureSet) -> dict[str, float]:
             if f.latent >= len(weights):
                 raise DataError(f"no latent {f.latent}; there are {len(weights)}", where=sae_id)
             weights[f.latent] = f.sign
-        g = g + scan.pooled(sae_id, "mean") @ weights
+        for start, part in scan.pooled_parts(sae_id, "mean"):
+            g[start : start + part.shape[0]] += part @ weights
     return dict(zip(scan.texts["text_id"].to_pylist(), g.tolist(), strict=True))

@@ -1,40 +1,32 @@
-"""The scan: one pass of a model over preference pairs that gives all that later stages need.
+"""The scan: one pass of a model over a corpus that gives all that later stages need.
 
-For each text: its reward, and its latents pooled over the scoring positions. For each feature: statistics and Q_f.
-For each token of the responses: its latents, in shards, for contexts. Nothing is ever dense in the latents, and
-only shards, pooled latents and the texts themselves are held.
+For each text: its reward, and its latents pooled over the scoring positions. For each feature: statistics and Q_f. For
+each token: its latents, in shards, for contexts. The corpus is cut into parts, each a folder that is written whole; a
+part depends on its own texts alone, so parts may be made after a kill, by several processes, or on several machines,
+and `merge_scans` makes the same bytes of them.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors.numpy
-from numpy.typing import NDArray
 
 from seamark.errors import ConfigError, DataError, RunError
-from seamark.features.accumulate import RESPONSE, SCORING, Accumulator, Firings, StoredPositions
 from seamark.features.config import ScanConfig
-from seamark.features.gather import Positions, gather, public_name
+from seamark.features.gather import public_name
 from seamark.features.reading import FORMAT_VERSION, MANIFEST, Scan
-from seamark.features.shards import ShardWriter
-from seamark.model.batching import plan_batches
+from seamark.features.scan_merge import PLAN, complete, finish, is_scan, read_plan, work_folder
+from seamark.features.scan_parts import PartReader, Suite
+from seamark.features.scan_texts import ScanTexts
 from seamark.model.loading import HookedModel
 from seamark.model.precision import resolve_precision
-from seamark.run import digest, disk_errors, progress, read_json, versions, write_atomic, write_json
+from seamark.run import digest, disk_errors, progress, ranks, versions, write_json
 from seamark.sae import SparseAutoencoder
+from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs
-from seamark.text.positions import positions
-from seamark.text.rendering import Rendered
 
 AUTO_TOKENS_BYTES = 4 << 30
 ASSUMED_L0 = 256
@@ -43,57 +35,73 @@ ASSUMED_L0 = 256
 
 def scan(
     model: HookedModel,
-    suite: Mapping[str, SparseAutoencoder],
-    pairs: Pairs,
+    suite: Suite,
+    corpus: Pairs | Corpus,
     out: str | PathLike[str],
     *,
     config: ScanConfig | None = None,
 ) -> Scan:
-    """Read every chosen and rejected text once and write what was found into the folder `out`.
+    """Read every text once and write what was found into the folder `out`.
 
-    A finished scan of the same model, autoencoders, pairs and config is not made again. Reruns give the same bytes;
-    another `batch_tokens` moves numbers by rounding only.
+    A finished scan of the same model, autoencoders, texts and config is not made again, and one that was broken off
+    goes on with the parts it lacks. Reruns, kills and the number of processes change no byte; another `batch_tokens`
+    moves numbers by rounding only. Under torchrun each process reads its share of the parts, and `out` must be a
+    folder that all of them see.
 
     Args:
         model: a reward model, or any model with `config.rewards` off.
         suite: {sae id: autoencoder}; many may share a hookpoint.
-        pairs: one row per (pair, side); a text that occurs twice is read twice.
-        out: folder to write.
+        corpus: pairs, two rows each (a text that occurs twice is read twice), or plain texts, all response.
+        out: folder to write; an older scan there stays until the new one is whole.
         config: what to read; the default is `ScanConfig()`.
 
     Raises:
-        DataError: no pairs, no position in any text of a group, NaN or infinite activations.
+        DataError: no texts, no position in any text of a group, NaN or infinite activations.
         ConfigError: no autoencoder, one without hookpoint, or one whose width is not the model's.
         RunError: `out` holds something else than a scan.
     """
-    config, out = config or ScanConfig(), Path(out)
-    if len(pairs) == 0:
-        raise DataError("no pairs to scan", where=str(out), fix="Check the files given as pairs")
-    check_suite(model, suite)
-    about = {
-        "config": config.model_dump(exclude={"batch_tokens"}),
-        "model": model.fingerprint(),
-        "saes": {sae_id: sae.fingerprint() for sae_id, sae in suite.items()},
-        "pairs": pairs.fingerprint(),
-        "format_version": FORMAT_VERSION,
-    }
-    key = digest(about)
+    out = Path(out)
     with disk_errors(out):
-        if _is_done(out, key):
-            return Scan.open(out)
-        partial = _prepare(out)
-        corpus = _render(model, pairs, config)
-        keep = _keep_tokens(config, corpus, suite)
-        _read_all(model, suite, corpus, config, partial, keep)
-        manifest = about | {
-            "key": key, "model_name": public_name(model), "batch_tokens": config.batch_tokens,
-            "choices": {"keep_tokens": keep, "precision": resolve_precision(config.precision, model.device.type)},
-            "versions": versions(), "n_pairs": len(pairs),
-            "groups": {g: len(pairs.group(g)) for g in pairs.groups},
-            "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
-        }  # fmt: skip
-        write_json(partial / MANIFEST, manifest)
-        _finish(partial, out)
+        texts, plan = _plan(model, suite, corpus, out, config or ScanConfig())
+        if not is_scan(out, plan["key"]):
+            _read(model, suite, texts, plan, out, range(len(texts.parts)))
+            ranks.by_first(lambda: finish([out], out))
+    return Scan.open(out)
+
+
+def scan_shard(
+    model: HookedModel, suite: Suite, corpus: Pairs | Corpus, out: str | PathLike[str], shard: tuple[int, int], *,
+    config: ScanConfig | None = None,
+) -> int:  # fmt: skip
+    """Read shard (i, n) of the corpus, parts i, i + n, …, into the folder `out`; `merge_scans` joins all n.
+
+    Shards may share a folder or have one each, on machines that know nothing of each other. Arguments and errors as
+    of `scan`.
+
+    Returns:
+        How many parts the shard has.
+    """
+    out, (i, n) = Path(out), shard
+    if not 0 <= i < n:
+        raise ConfigError(f"there is no shard {i} of {n}", fix=f"Shards of {n} are 0 to {n - 1}")
+    with disk_errors(out):
+        texts, plan = _plan(model, suite, corpus, out, config or ScanConfig())
+        mine = range(i, len(texts.parts), n)
+        if not is_scan(out, plan["key"]):
+            _read(model, suite, texts, plan, out, mine)
+    return len(mine)
+
+
+def merge_scans(folders: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Scan:
+    """Join the shards that lie in `folders` into the scan `out`: the same bytes as one process would have made.
+
+    Raises:
+        DataError: parts are missing, or no text of a group has a position to read.
+        FormatError: a folder holds no shard, or shards of different scans.
+        RunError: `out` holds something else than a scan.
+    """
+    with disk_errors(Path(out)):
+        finish([Path(f) for f in folders], Path(out))
     return Scan.open(out)
 
 
@@ -113,159 +121,69 @@ def check_suite(model: HookedModel, suite: Mapping[str, SparseAutoencoder]) -> N
             )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Corpus:
-    """Rendered texts, and for each the stored positions (ascending) with their flags."""
-
-    texts: list[Rendered]
-    rows: list[dict[str, Any]]
-    positions: list[Positions]
-    flags: list[NDArray[np.uint8]]
-
-
-def _render(model: HookedModel, pairs: Pairs, config: ScanConfig) -> _Corpus:
-    renderer = model.renderer(config.max_length)
-    corpus = _Corpus([], [], [], [])
-    for pair in pairs:
-        for side, text in zip(("chosen", "rejected"), renderer.render_pair(pair), strict=True):
-            scoring = positions(text, config.positions, config.rule, config.scope)
-            stored = scoring
-            if config.context_positions == "tokens":
-                stored = np.union1d(scoring, positions(text, "tokens")).astype(np.int32)
-            start, end = text.response_span
-            flags = np.isin(stored, scoring) * SCORING + ((stored >= start) & (stored < end)) * RESPONSE
-            corpus.texts.append(text)
-            corpus.positions.append(stored)
-            corpus.flags.append(flags.astype(np.uint8))
-            corpus.rows.append({
-                "text_id": text.text_id, "pair_id": pair.id, "side": side, "group": pair.group,
-                "n_positions": len(scoring), "n_tokens": len(text), "truncated": text.truncated,
-            })  # fmt: skip
-    for group in pairs.groups:
-        if not any(row["n_positions"] for row in corpus.rows if row["group"] == group):
-            raise DataError(
-                f"no text of group {group!r} has a position to read", where="scan",
-                fix=f"Choose other positions than {config.positions!r} with rule {config.rule!r}",
-            )  # fmt: skip
-    return corpus
+def _plan(
+    model: HookedModel, suite: Suite, corpus: Pairs | Corpus, out: Path, config: ScanConfig
+) -> tuple[ScanTexts, dict[str, Any]]:
+    """The parts, and what the scan's manifest will say."""
+    ranks.by_first(lambda: complete(out))
+    if len(corpus) == 0:
+        raise DataError("nothing to scan", where=str(out), fix="Check the files given as pairs or texts")
+    check_suite(model, suite)
+    texts = ScanTexts(corpus)
+    about = {
+        "config": config.model_dump(exclude={"batch_tokens"}),
+        "model": model.fingerprint(),
+        "saes": {sae_id: sae.fingerprint() for sae_id, sae in suite.items()},
+        "texts": texts.fingerprint(),
+        "format_version": FORMAT_VERSION,
+    }
+    plan = about | {
+        "key": digest(about), "model_name": public_name(model), "batch_tokens": config.batch_tokens,
+        "choices": {"keep_tokens": _keep_tokens(model, suite, texts, config),
+                    "precision": resolve_precision(config.precision, model.device.type)},
+        "versions": versions(), "n_pairs": len(corpus) if isinstance(corpus, Pairs) else 0, "groups": texts.groups,
+        "parts": [len(part) for part in texts.parts],
+        "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
+    }  # fmt: skip
+    return texts, plan
 
 
-def _keep_tokens(config: ScanConfig, corpus: _Corpus, suite: Mapping[str, SparseAutoencoder]) -> bool:
+def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: ScanConfig) -> bool:
     if config.keep_tokens != "auto":
         return config.keep_tokens == "always"
-    n = sum(len(p) for p in corpus.positions)
     per_position = sum(8 * (sae.config.k or ASSUMED_L0) + 8 for sae in suite.values()) + 9
+    n = texts.expected_positions(model.renderer(config.max_length), config)
     return n * per_position <= AUTO_TOKENS_BYTES
 
 
-def _read_all(
-    model: HookedModel, suite: Mapping[str, SparseAutoencoder], corpus: _Corpus, config: ScanConfig,
-    folder: Path, keep_tokens: bool,
-) -> None:  # fmt: skip
-    """The pass itself, batch by batch, and the files it leaves."""
-    totals = {sae_id: Accumulator(sae.config.d_sae) for sae_id, sae in suite.items()}
-    writer = ShardWriter(folder / "tokens", len(corpus.texts)) if keep_tokens else None
-    rewards = np.full(len(corpus.texts), np.nan)
-    hookpoints = sorted({sae.config.hookpoint for sae in suite.values()})
-    for sae in suite.values():
-        sae.to(model.device)
-    plan = plan_batches([len(t) for t in corpus.texts], config.batch_tokens)
-    with progress("Scan", len(corpus.texts), "texts") as advance:
-        for rows in plan:
-            chosen = [corpus.positions[r] for r in rows]
-            got = gather(model, corpus.texts, rows, chosen, hookpoints, with_rewards=config.rewards,
-                         precision=config.precision)  # fmt: skip
-            if got.rewards is not None:
-                rewards[rows] = got.rewards
-            stored = _stored(corpus, rows)
-            firings = {i: Firings.of(sae.encode(got.activations[sae.config.hookpoint])) for i, sae in suite.items()}
-            for sae_id, total in totals.items():
-                total.add(stored, firings[sae_id])
-            if writer is not None:
-                writer.add(stored, firings)
-            advance(len(rows))
-    if writer is not None:
-        writer.close()
-    _write_texts(folder, corpus, rewards if config.rewards else None)
-    for sae_id, total in totals.items():
-        _write_features(sae_folder(folder, sae_id), total, len(corpus.texts))
+def _read(model: HookedModel, suite: Suite, texts: ScanTexts, plan: dict[str, Any], out: Path, parts: range) -> None:
+    """Make this process's share of `parts` in the work folder of `out`, beside an older scan that may be there."""
+    ranks.by_first(lambda: _prepare(out, plan))
+    config = ScanConfig.model_validate(plan["config"] | {"batch_tokens": plan["batch_tokens"]})
+    mine = list(parts[ranks.rank() :: ranks.world()])
+    with progress("Scan", sum(len(texts.parts[p]) for p in mine), "pairs" if plan["n_pairs"] else "texts") as advance:
+        reader = PartReader(model, suite, texts, config, keep_tokens=plan["choices"]["keep_tokens"])
+        ranks.together(lambda: reader.read(mine, work_folder(out) / "parts", advance))
 
 
-def _stored(corpus: _Corpus, rows: Sequence[int]) -> StoredPositions:
-    counts = [len(corpus.positions[r]) for r in rows]
-    return StoredPositions(
-        np.repeat(np.asarray(rows, dtype=np.int32), counts),
-        np.concatenate([corpus.positions[r] for r in rows]).astype(np.int32),
-        np.concatenate([corpus.flags[r] for r in rows]).astype(np.uint8),
-    )
-
-
-def sae_folder(folder: Path, sae_id: str) -> Path:
-    """Where a scan keeps one autoencoder's results; ids may hold any character."""
-    return folder / "saes" / quote(sae_id, safe="")
-
-
-def _write_texts(folder: Path, corpus: _Corpus, rewards: NDArray[np.float64] | None) -> None:
-    table = pa.Table.from_pylist(corpus.rows)
-    values = [None] * len(corpus.rows) if rewards is None else rewards
-    _write_parquet(table.append_column("reward", pa.array(values, pa.float64())), folder / "texts.parquet")
-    rendered = pa.table({
-        "text_id": [t.text_id for t in corpus.texts],
-        "text": [t.text for t in corpus.texts],
-        "input_ids": [t.input_ids for t in corpus.texts],
-        "start": [t.offsets[:, 0] for t in corpus.texts],
-        "end": [t.offsets[:, 1] for t in corpus.texts],
-        "special": [t.special for t in corpus.texts],
-        "prompt_span": [list(t.prompt_span) for t in corpus.texts],
-        "response_span": [list(t.response_span) for t in corpus.texts],
-    })  # fmt: skip
-    _write_parquet(rendered, folder / "rendered.parquet")
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
-
-
-def _write_features(folder: Path, total: Accumulator, n_texts: int) -> None:
-    write_atomic(folder / "pooled.safetensors", safetensors.numpy.save(asdict(total.pooled(n_texts))))
-    bins = {"bin_keys": total.bins.keys, "bin_counts": total.bins.counts}
-    write_atomic(folder / "stats.safetensors", safetensors.numpy.save(asdict(total.stats()) | bins))
-
-
-def _is_done(out: Path, key: str) -> bool:
-    try:
-        return bool(read_json(out / MANIFEST).get("key") == key)
-    except RunError:
-        return False
-
-
-def _prepare(out: Path) -> Path:
-    """An empty scratch folder inside `out`; an older scan there stays until the new one is whole."""
+def _prepare(out: Path, plan: dict[str, Any]) -> None:
+    """The work folder: parts of the same scan that lie there stay, those of another go."""
     out.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - _PARTS - _OTHERS)
+    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - KNOWN)
     if strangers and not (out / MANIFEST).exists():
         raise RunError(f"the folder holds {strangers[0]!r} and is no scan", where=str(out), fix="Choose another --out")
-    partial = out / ".scan"
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    return partial
+    work = work_folder(out)
+    if work.exists() and _continues(read_plan(work), plan):
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "parts").mkdir(parents=True)
+    write_json(work / PLAN, plan)
 
 
-_PARTS = {MANIFEST, "texts.parquet", "rendered.parquet", "saes", "tokens"}
-_OTHERS = {"manifest.json", "result.json"}
-"""What a run or a command leaves beside a scan."""
+def _continues(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
+    """Whether parts made under an older plan are those of this one, byte for byte."""
+    return old is not None and all(old.get(k) == new[k] for k in ("key", "batch_tokens", "choices", "parts"))
 
 
-def _finish(partial: Path, out: Path) -> None:
-    """Move the new scan into place; its manifest goes first from the old one and comes last with the new one."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    for name in sorted(_PARTS - {MANIFEST}):
-        old = out / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        if (partial / name).exists():
-            (partial / name).rename(old)
-    (partial / MANIFEST).rename(out / MANIFEST)
-    partial.rmdir()
+KNOWN = {MANIFEST, "parts", "saes", "manifest.json", "result.json", "rejected.jsonl"}
+"""What lies in a scan's folder: its own files, and what a run or a command leaves beside them."""

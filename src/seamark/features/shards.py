@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from seamark.errors import FormatError
 from seamark.features.accumulate import Firings, StoredPositions
+from seamark.features.arrays import load_arrays
 from seamark.run import write_atomic
 
 SHARD_ENTRIES = 1 << 22
@@ -117,20 +116,3 @@ class TokenShards:
                 return [f.get_slice(name)[start:end] for name, (start, end) in wanted.items()]
         except (SafetensorError, OSError) as e:
             raise FormatError(f"damaged shard ({e})", where=str(path), fix="Scan again") from e
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[np.int64]]:
-    """Arrays of a safetensors file; `FormatError` where it is missing or damaged."""
-    try:
-        arrays: dict[str, NDArray[np.int64]] = safetensors.numpy.load_file(path)
-    except (SafetensorError, OSError) as e:
-        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e
-    return arrays
-
-
-def read_table(path: Path) -> pa.Table:
-    """A Parquet table; `FormatError` where it is missing or damaged."""
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as e:
-        raise FormatError(f"missing or damaged ({e})", where=str(path), fix="Scan again") from e

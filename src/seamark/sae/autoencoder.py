@@ -66,14 +66,13 @@ class SparseAutoencoder(nn.Module):
         encoder = Encoder(self._encoder_rows(), self.b_enc.detach())
         k = self.config.fixed_k
         if k is not None:
-            found = encoder.top_k(x_ND, k)
-            values = found.pre if self.config.activation == "topk" else found.pre.relu()
-        else:
-            floor = self.b_enc.new_zeros(1) if self.threshold is None else self.threshold.detach()
-            found = encoder.above(x_ND, floor)
-            # A negative threshold lets zeros and negatives through in JumpReLU as published; they stay what they are.
-            values = found.pre
-        return SparseLatents(found.indices.to(torch.int32), values, self.config.d_sae, found.bags, scale)
+            indices, values = encoder.k_largest(x_ND, k)
+            values = values if self.config.activation == "topk" else values.relu()
+            return SparseLatents(indices.to(torch.int32), values, self.config.d_sae, None, scale)
+        floor = self.b_enc.new_zeros(1) if self.threshold is None else self.threshold.detach()
+        # A negative threshold lets zeros and negatives through in JumpReLU as published; they stay what they are.
+        indices, values, offsets = encoder.exceeding(x_ND, floor)
+        return SparseLatents(indices.to(torch.int32), values, self.config.d_sae, offsets, scale)
 
     @torch.no_grad()
     def decode(self, latents: SparseLatents) -> Tensor:

@@ -54,6 +54,12 @@ class Encoder:
 
     def top_k(self, x_ND: Tensor, k: int) -> Active:
         """The k largest pre-activations of every position; x [n, d_in] as the encoder sees it."""
+        indices, values = self.k_largest(x_ND, k)
+        entries = sort_by_latent(indices, k, self.W_enc.shape[0])
+        return Active(indices, values, None, entries, values.view(-1)[entries.order])
+
+    def k_largest(self, x_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(latents int64 [n, k], their pre-activations [n, k]): `top_k` for those who need one order only."""
         n, d_sae = x_ND.shape[0], self.W_enc.shape[0]
         wanted = min(k + self.product.spare, d_sae)
         indices = torch.empty(n, wanted, dtype=torch.int64, device=x_ND.device)
@@ -61,10 +67,7 @@ class Encoder:
         for rows, pre, unit in self.product.chunks(x_ND):
             indices[rows], found = top_k(pre, wanted)
             values[rows] = found if unit is None else found * unit
-        if self.encoding != "fp32":
-            indices, values = self._chosen(indices, values, x_ND, k)
-        entries = sort_by_latent(indices, k, d_sae)
-        return Active(indices, values, None, entries, values.view(-1)[entries.order])
+        return (indices, values) if self.encoding == "fp32" else self._chosen(indices, values, x_ND, k)
 
     def _chosen(self, indices: Tensor, cheap: Tensor, x_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest [n, k] by exact values, of candidates [n, wanted] with cheap ones.
@@ -90,6 +93,20 @@ class Encoder:
 
     def above(self, x_ND: Tensor, floor_F: Tensor) -> Active:
         """Every pre-activation greater than its latent's floor ([d_sae], or [1] for all alike). Not with int8."""
+        position, latent, value = self._candidates(x_ND, floor_F)
+        return self._flat(position, latent, value, x_ND, floor_F)
+
+    def exceeding(self, x_ND: Tensor, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(latents, pre-activations, offsets [n + 1]), flat: `above` for those who need one order only."""
+        if self.encoding != "fp32":
+            found = self.above(x_ND, floor_F)
+            assert found.bags is not None  # noqa: S101
+            return found.indices, found.pre, found.bags
+        position, latent, value = self._candidates(x_ND, floor_F)
+        return latent, value, bags(position, x_ND.shape[0])
+
+    def _candidates(self, x_ND: Tensor, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(positions, latents, values) of what is above the floor, or may be, position by position."""
         slack_N = self._slack(x_ND)
         position, latent, value = [], [], []
         for rows, pre, _ in self.product.chunks(x_ND):
@@ -98,7 +115,7 @@ class Encoder:
             position.append(found[:, 0] + rows.start)
             latent.append(found[:, 1])
             value.append(pre[over].to(x_ND.dtype))
-        return self._flat(torch.cat(position), torch.cat(latent), torch.cat(value), x_ND, floor_F)
+        return torch.cat(position), torch.cat(latent), torch.cat(value)
 
     def _flat(self, position: Tensor, latent: Tensor, value: Tensor, x_ND: Tensor, floor_F: Tensor) -> Active:
         """Both orders of flat entries, those of a cheap product computed again and held against the floor."""

@@ -1,0 +1,64 @@
+"""Arrays and tables on disk: whole, or mapped into memory so that only what is looked at is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from seamark.errors import FormatError
+
+DTYPES = {"I64": "<i8", "I32": "<i4", "F64": "<f8", "F32": "<f4", "U8": "<u1"}
+Array = NDArray[Any]
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """Arrays of a safetensors file; `FormatError` where it is missing or damaged."""
+    try:
+        arrays: dict[str, Array] = safetensors.numpy.load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise _damaged(path, e) from e
+    return arrays
+
+
+def map_arrays(path: Path) -> dict[str, Array]:
+    """Arrays of a safetensors file, read-only and mapped into memory; `FormatError` where it is missing or damaged."""
+    try:
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+        start = 8 + size
+        return {name: _mapped(path, start, about) for name, about in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
+        raise _damaged(path, e) from e
+
+
+def _mapped(path: Path, start: int, about: dict[str, Any]) -> Array:
+    dtype, shape = np.dtype(DTYPES[about["dtype"]]), tuple(int(n) for n in about["shape"])
+    begin, end = about["data_offsets"]
+    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
+        raise ValueError("sizes that do not fit together")
+    if not math.prod(shape):
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", start + begin, shape)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet table, or some columns of it; `FormatError` where it is missing or damaged."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as e:
+        raise _damaged(path, e) from e
+
+
+def _damaged(path: Path, problem: Exception) -> FormatError:
+    return FormatError(f"missing or damaged ({problem})", where=str(path), fix="Scan again")

@@ -1,0 +1,164 @@
+"""Joining the parts of a scan: statistics are added in the order of parts, whoever made them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from seamark.errors import DataError, FormatError, RunError
+from seamark.features.accumulate import Totals
+from seamark.features.arrays import load_arrays, read_table
+from seamark.features.reading import MANIFEST
+from seamark.features.scan_parts import part_name, sae_folder
+from seamark.run import read_json, write_atomic, write_json
+
+PLAN = "plan.json"
+
+
+def work_folder(out: Path) -> Path:
+    """Where parts are made, inside the folder of the scan."""
+    return out / ".scan"
+
+
+def read_plan(work: Path) -> dict[str, Any] | None:
+    """What is being made in a work folder; None where that cannot be told."""
+    try:
+        found = read_json(work / PLAN)
+    except RunError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_scan(out: Path, key: str) -> bool:
+    """Whether the finished scan of this key lies in `out`."""
+    try:
+        return bool(read_json(out / MANIFEST).get("key") == key)
+    except (RunError, AttributeError):
+        return False
+
+
+def complete(out: Path) -> None:
+    """Bring a finished scan's manifest into place, where a kill came just before that."""
+    work = work_folder(out)
+    if (work / MANIFEST).exists() and (out / "parts").exists() and not (work / "parts").exists():
+        (work / MANIFEST).rename(out / MANIFEST)
+        shutil.rmtree(work)
+
+
+def finish(folders: Sequence[Path], out: Path) -> None:
+    """Make the scan `out` of the parts in the work folders of `folders`; theirs are gone after it where they moved.
+
+    The manifest goes first from an older scan in `out` and comes last with the new one.
+    """
+    complete(out)
+    plan = _common_plan(folders)
+    if is_scan(out, plan["key"]):
+        return
+    work = work_folder(out)
+    parts = _collect(plan, folders, work)
+    if not (work / PLAN).exists():
+        write_json(work / PLAN, plan)
+    about = _check(plan, parts)
+    for sae_id, config in plan["sae_configs"].items():
+        _write_totals(work, sae_id, int(config["d_sae"]), parts)
+    write_json(work / MANIFEST, plan | about)
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in ("saes", "parts"):
+        shutil.rmtree(out / name, ignore_errors=True)
+        (work / name).rename(out / name)
+    (work / MANIFEST).rename(out / MANIFEST)
+    shutil.rmtree(work)
+
+
+def _common_plan(folders: Sequence[Path]) -> dict[str, Any]:
+    plans = {folder: read_plan(work_folder(folder)) or _plan_of_finished(folder) for folder in folders}
+    for folder, plan in plans.items():
+        if plan is None:
+            raise FormatError("no shard of a scan here", where=str(folder), fix="Name the folders given to --out")
+    first, *others = plans.items()
+    for folder, plan in others:
+        if (plan or {}).get("key") != (first[1] or {}).get("key"):
+            raise FormatError(f"a shard of another scan than {first[0]}", where=str(folder),
+                              fix="Merge shards of one model, suite, corpus and config")  # fmt: skip
+    found = first[1]
+    assert found is not None  # noqa: S101  (looked at above)
+    return found
+
+
+def _plan_of_finished(folder: Path) -> dict[str, Any] | None:
+    """The plan of a scan that is finished already: whole ones may be named among the shards."""
+    try:
+        found = read_json(folder / MANIFEST)
+    except RunError:
+        return None
+    return found if isinstance(found, dict) and "parts" in found else None
+
+
+def _collect(plan: dict[str, Any], folders: Sequence[Path], work: Path) -> list[Path]:
+    """Bring every part into the work folder; its path by number. `DataError` where some are missing."""
+    target = work / "parts"
+    target.mkdir(parents=True, exist_ok=True)
+    missing = []
+    for name in map(part_name, range(len(plan["parts"]))):
+        places = (place / "parts" / name for folder in folders for place in (work_folder(folder), folder))
+        source = next((place for place in places if place.exists()), None)
+        if (target / name).exists():
+            continue
+        if source is None:
+            missing.append(name)
+        else:
+            _copy(source, target / name)
+    if missing:
+        raise DataError(f"{len(missing)} of {len(plan['parts'])} parts are missing, first {missing[0]}",
+                        where=", ".join(map(str, folders)), fix="Run the shards that are not done")  # fmt: skip
+    for scratch in target.glob(".*"):
+        shutil.rmtree(scratch)
+    return [target / part_name(p) for p in range(len(plan["parts"]))]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all; hard links where the file system has them, since nothing writes into a finished part."""
+    scratch = target.with_name(f".{target.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        shutil.copytree(source, scratch, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(source, scratch)
+    scratch.rename(target)
+
+
+def _check(plan: dict[str, Any], parts: Sequence[Path]) -> dict[str, Any]:
+    """Sizes of the parts. `DataError` where a group has no position at all."""
+    read: dict[str, int] = dict.fromkeys(plan["groups"], 0)
+    rows, tokens, truncated = [], 0, 0
+    for part in parts:
+        table = read_table(part / "texts.parquet", ["group", "n_positions", "n_tokens", "truncated"])
+        rows.append(table.num_rows)
+        for group, n in zip(table["group"].to_pylist(), table["n_positions"].to_pylist(), strict=True):
+            read[group] += n
+        tokens += sum(table["n_tokens"].to_pylist())
+        truncated += sum(n > 0 for n in table["truncated"].to_pylist())
+    for group, n in read.items():
+        if n == 0:
+            config = plan["config"]
+            raise DataError(
+                f"no text of group {group!r} has a position to read", where="scan",
+                fix=f"Choose other positions than {config['positions']!r} with rule {config['rule']!r}",
+            )  # fmt: skip
+    return {"rows": rows, "positions": read, "tokens": tokens, "truncated_texts": truncated}
+
+
+def _write_totals(work: Path, sae_id: str, d_sae: int, parts: Sequence[Path]) -> None:
+    whole = Totals.none(d_sae)
+    for part in parts:
+        whole.add(Totals.of(load_arrays(sae_folder(part, sae_id) / "totals.safetensors")))
+    bins = {"bin_keys": whole.bins.keys, "bin_counts": whole.bins.counts}
+    data = safetensors.numpy.save(asdict(whole.stats()) | bins)
+    write_atomic(sae_folder(work, sae_id) / "stats.safetensors", data)

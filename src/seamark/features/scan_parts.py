@@ -1,0 +1,195 @@
+"""One part of a scan: read by the model, written by a thread beside it, on disk whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from seamark.features.accumulate import Accumulator, Firings, StoredPositions
+from seamark.features.config import ScanConfig
+from seamark.features.gather import gather
+from seamark.features.scan_texts import PartTexts, ScanTexts
+from seamark.features.shards import ShardWriter
+from seamark.model.batching import plan_batches
+from seamark.model.loading import HookedModel
+from seamark.run import write_atomic
+from seamark.sae import SparseAutoencoder, SparseLatents
+from seamark.text.rendering import Renderer
+
+AHEAD = 2
+"""Batches that wait for the writer, at most."""
+Suite = Mapping[str, SparseAutoencoder]
+
+TEXTS = pa.schema([
+    ("text_id", pa.string()), ("pair_id", pa.string()), ("side", pa.string()), ("group", pa.string()),
+    ("prompt", pa.string()), ("content", pa.string()), ("n_positions", pa.int64()), ("n_tokens", pa.int64()),
+    ("n_response", pa.int64()), ("truncated", pa.int64()), ("reward", pa.float64()),
+])  # fmt: skip
+
+
+RENDERED = pa.schema([
+    ("text_id", pa.string()), ("text", pa.string()), ("input_ids", pa.list_(pa.int32())),
+    ("start", pa.list_(pa.int32())), ("end", pa.list_(pa.int32())), ("special", pa.list_(pa.bool_())),
+    ("prompt_span", pa.list_(pa.int64())), ("response_span", pa.list_(pa.int64())),
+])  # fmt: skip
+
+
+def part_name(part: int) -> str:
+    return f"{part:05d}"
+
+
+def sae_folder(folder: Path, sae_id: str) -> Path:
+    """Where a scan, or a part of it, keeps one autoencoder's results; ids may hold any character."""
+    return folder / "saes" / quote(sae_id, safe="")
+
+
+class PartReader:
+    """Reads parts of a corpus. While the model runs, one thread tokenises the next part and one writes what is there.
+
+    Args:
+        model: the model.
+        suite: {sae id: autoencoder}.
+        corpus: what to read.
+        config: how.
+        keep_tokens: whether latents of single tokens are written.
+    """
+
+    def __init__(
+        self, model: HookedModel, suite: Suite, corpus: ScanTexts, config: ScanConfig, *, keep_tokens: bool
+    ) -> None:
+        self.model, self.suite, self.corpus, self.config, self.keep_tokens = model, suite, corpus, config, keep_tokens
+        self.renderer: Renderer = model.renderer(config.max_length)
+        self.hookpoints = sorted({sae.config.hookpoint for sae in suite.values()})
+        for sae in suite.values():
+            sae.to(model.device)
+
+    def read(self, parts: list[int], folder: Path, advance: Callable[[int], None]) -> None:
+        """Write each of `parts` as a folder of `folder`; one that is there already is left as it is.
+
+        Raises:
+            DataError: NaN or infinite activations or rewards.
+        """
+        missing = [p for p in parts if not (folder / part_name(p)).exists()]
+        for p in set(parts) - set(missing):
+            advance(len(self.corpus.parts[p]))
+        with ThreadPoolExecutor(1, "render") as renderer, _Writing() as writing:
+            coming = deque(renderer.submit(self._render, p) for p in missing[:1])
+            for i, part in enumerate(missing):
+                texts = coming.popleft().result()
+                if i + 1 < len(missing):
+                    coming.append(renderer.submit(self._render, missing[i + 1]))
+                self._read_part(texts, PartWriter(folder, part, texts, self), writing)
+                advance(len(self.corpus.parts[part]))
+
+    def _render(self, part: int) -> PartTexts:
+        return self.corpus.render(part, self.renderer, self.config)
+
+    def _read_part(self, texts: PartTexts, part: PartWriter, writing: _Writing) -> None:
+        for rows in plan_batches([len(t) for t in texts.texts], self.config.batch_tokens):
+            chosen = [texts.positions[r] for r in rows]
+            got = gather(self.model, texts.texts, rows, chosen, self.hookpoints,
+                         with_rewards=self.config.rewards, precision=self.config.precision)  # fmt: skip
+            found = {i: sae.encode(got.activations[sae.config.hookpoint]) for i, sae in self.suite.items()}
+            writing.do(part.add, rows, found, got.rewards)
+        writing.do(part.close)
+
+
+class _Writing:
+    """A thread that does what it is given, in order, a few tasks behind; its errors come out at the next task."""
+
+    def __init__(self) -> None:
+        self._thread, self._pending = ThreadPoolExecutor(1, "write"), deque[Future[None]]()
+
+    def do(self, task: Callable[..., None], *arguments: Any) -> None:
+        while len(self._pending) >= AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(task, *arguments))
+
+    def __enter__(self) -> _Writing:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while self._pending and kind is None:
+                self._pending.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+
+class PartWriter:
+    """Collects the batches of a part; `close` brings its folder into place."""
+
+    def __init__(self, folder: Path, part: int, texts: PartTexts, reader: PartReader) -> None:
+        self.place, self.scratch = folder / part_name(part), folder / f".{part_name(part)}"
+        self.texts, self.config = texts, reader.config
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+        self.rewards = np.full(len(texts.texts), np.nan)
+        apart = self.config.context_positions == "tokens"
+        self.totals = {sae_id: Accumulator(sae.config.d_sae, read_apart=apart) for sae_id, sae in reader.suite.items()}
+        self.shards = ShardWriter(self.scratch / "tokens", len(texts.texts)) if reader.keep_tokens else None
+
+    def add(self, rows: list[int], found: Mapping[str, SparseLatents], rewards: NDArray[np.float64] | None) -> None:
+        """Add a batch: rows of the part, latents at their positions one behind the other, rewards."""
+        if rewards is not None:
+            self.rewards[rows] = rewards
+        counts = [len(self.texts.positions[r]) for r in rows]
+        stored = StoredPositions(
+            np.repeat(np.asarray(rows, dtype=np.int32), counts),
+            np.concatenate([self.texts.positions[r] for r in rows]).astype(np.int32),
+            np.concatenate([self.texts.flags[r] for r in rows]).astype(np.uint8),
+        )
+        firings = {sae_id: Firings.of(latents) for sae_id, latents in found.items()}
+        for sae_id, total in self.totals.items():
+            total.add(stored, firings[sae_id])
+        if self.shards is not None:
+            self.shards.add(stored, firings)
+
+    def close(self) -> None:
+        """Write what is left, and rename the folder to its own name."""
+        if self.shards is not None:
+            self.shards.close()
+        for sae_id, total in self.totals.items():
+            folder, pooled = sae_folder(self.scratch, sae_id), total.close(len(self.texts.texts))
+            write_atomic(folder / "pooled.safetensors", safetensors.numpy.save(asdict(pooled)))
+            write_atomic(folder / "totals.safetensors", safetensors.numpy.save(total.totals.arrays()))
+        write_parquet(self._texts(), self.scratch / "texts.parquet")
+        write_parquet(self._rendered(), self.scratch / "rendered.parquet")
+        self.scratch.rename(self.place)
+
+    def _texts(self) -> pa.Table:
+        rewards = self.rewards.tolist() if self.config.rewards else [None] * len(self.rewards)
+        rows = [row | {"reward": reward} for row, reward in zip(self.texts.rows, rewards, strict=True)]
+        return pa.Table.from_pylist(rows, schema=TEXTS)
+
+    def _rendered(self) -> pa.Table:
+        texts = self.texts.texts
+        columns: dict[str, Any] = {
+            "text_id": [t.text_id for t in texts],
+            "text": [t.text for t in texts],
+            "input_ids": [t.input_ids for t in texts],
+            "start": [t.offsets[:, 0] for t in texts],
+            "end": [t.offsets[:, 1] for t in texts],
+            "special": [t.special for t in texts],
+            "prompt_span": [list(t.prompt_span) for t in texts],
+            "response_span": [list(t.response_span) for t in texts],
+        }
+        return pa.table(columns, schema=RENDERED)
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())

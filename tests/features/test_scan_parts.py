@@ -1,0 +1,236 @@
+"""Parts of a scan: made after kills, by shards, by several processes, they end in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from feature_corpus import make_pairs, make_sae, tiny
+
+import seamark.features.gather as gather_module
+import seamark.features.scan_texts as scan_texts
+from seamark.errors import ConfigError, DataError, FormatError
+from seamark.features import Scan, ScanConfig, merge_scans, scan, scan_shard
+from seamark.features.scan_texts import ScanTexts
+from seamark.model.reading import read
+
+SUITE = {"a/1": make_sae(), "b": make_sae("layers.1.mlp", seed=4)}
+CONFIG = ScanConfig(batch_tokens=300)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 900)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "scan"
+    before, scan_texts.PART_CHARACTERS = scan_texts.PART_CHARACTERS, 900
+    try:
+        found = scan(tiny(), SUITE, make_pairs(), folder, config=CONFIG)
+    finally:
+        scan_texts.PART_CHARACTERS = before
+    assert 4 <= len(found.parts) < len(make_pairs())
+    return folder
+
+
+def test_parts_are_cut_by_characters_and_hold_every_item_once() -> None:
+    pairs = make_pairs()
+    parts = ScanTexts(pairs).parts
+    assert [i for part in parts for i in part] == list(range(len(pairs)))
+    assert ScanTexts(pairs, 1).parts == [range(i, i + 1) for i in range(len(pairs))]
+    assert ScanTexts(pairs, 10**9).parts == [range(len(pairs))]
+
+
+def test_parts_change_nothing_but_where_things_lie(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 10**9)
+    one, many = scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG), Scan.open(whole)
+    assert len(one.parts) == 1
+    assert one.texts.drop(["reward"]).equals(many.texts.drop(["reward"]))
+    for sae_id in SUITE:
+        for stat in ("mean", "sum", "max", "count", "read_max"):
+            a, b = one.pooled(sae_id, stat), many.pooled(sae_id, stat)  # type: ignore[arg-type]
+            assert abs(a - b).max() <= 1e-4 * abs(a).max()
+            few = many.columns(sae_id, [3, 1, 90], stat)  # type: ignore[arg-type]
+            assert (few != b[:, [3, 1, 90]]).nnz == 0
+        latent = int(many.feature_stats(sae_id).sum.argmax())
+        assert many.contexts(sae_id, latent)[0].text == one.contexts(sae_id, latent)[0].text
+    safe = many.pooled("b", "mean", group="safety")
+    assert (safe != many.pooled("b")[many.in_group("safety")]).nnz == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_shards_make_the_same_bytes(whole: Path, tmp_path: Path, apart: bool) -> None:
+    folders = [tmp_path / (f"shard{i}" if apart else "all") for i in range(3)]
+    for i in (2, 0, 1):
+        scan_shard(tiny(), SUITE, make_pairs(), folders[i], (i, 3), config=CONFIG)
+        with pytest.raises(FormatError, match="no finished scan"):
+            Scan.open(folders[i])
+    out = tmp_path / "merged" if apart else folders[0]
+    merge_scans(folders, out)
+    assert files(out) == files(whole)
+    assert not (out / ".scan").exists()
+    merge_scans([out], out) if not apart else merge_scans(folders, out)  # nothing is done twice
+    assert files(out) == files(whole)
+
+
+def test_a_shard_that_is_missing_or_foreign(tmp_path: Path) -> None:
+    pairs = make_pairs()
+    scan_shard(tiny(), SUITE, pairs, tmp_path / "0", (0, 3), config=CONFIG)
+    scan_shard(tiny(), SUITE, pairs, tmp_path / "1", (1, 3), config=CONFIG)
+    with pytest.raises(DataError, match=r"\d+ of \d+ parts are missing, first 00002"):
+        merge_scans([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    scan_shard(tiny(), {"other": make_sae(seed=9)}, pairs, tmp_path / "2", (2, 3), config=CONFIG)
+    with pytest.raises(FormatError, match="a shard of another scan"):
+        merge_scans([tmp_path / str(i) for i in range(3)], tmp_path / "out")
+    with pytest.raises(FormatError, match="no shard of a scan"):
+        merge_scans([tmp_path], tmp_path / "out")
+    for shard in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(ConfigError, match="there is no shard"):
+            scan_shard(tiny(), SUITE, pairs, tmp_path / "x", shard, config=CONFIG)
+
+
+def test_a_scan_goes_on_with_the_parts_it_lacks(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def dying(model, batch, hookpoints, **kwargs):
+        rows.append(len(batch.rows))
+        if sum(rows) > 12:
+            raise KeyboardInterrupt
+        return read(model, batch, hookpoints, **kwargs)
+
+    monkeypatch.setattr(gather_module, "read", dying)
+    with pytest.raises(KeyboardInterrupt):
+        scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
+    done = {p.name for p in (tmp_path / ".scan" / "parts").iterdir() if not p.name.startswith(".")}
+    assert done
+    read_again: list[int] = []
+
+    def counting(model, batch, hookpoints, **kwargs):
+        read_again.append(len(batch.rows))
+        return read(model, batch, hookpoints, **kwargs)
+
+    monkeypatch.setattr(gather_module, "read", counting)
+    scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
+    kept = sum(Scan.open(whole).manifest["rows"][int(name)] for name in done)
+    assert sum(read_again) == 2 * len(make_pairs()) - kept
+    assert files(tmp_path) == files(whole)
+
+
+def test_parts_of_another_plan_are_not_used(whole: Path, tmp_path: Path) -> None:
+    scan_shard(tiny(), SUITE, make_pairs(), tmp_path, (0, 2), config=ScanConfig(batch_tokens=64))
+    scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
+    assert files(tmp_path) == files(whole)
+
+
+KILLS = """
+import os, random, signal, sys, time
+sys.path[:0] = [{tests!r}, {features!r}]
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+import seamark.features.scan_texts as scan_texts
+scan_texts.PART_CHARACTERS = 900
+from feature_corpus import make_pairs, make_sae, tiny
+from test_scan_parts import CONFIG, SUITE, scan
+out, times = Path(sys.argv[1]), int(sys.argv[2])
+model, pairs, chance, killed, seconds = tiny(), make_pairs(), random.Random(times), 0, None
+while True:
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            scan(model, SUITE, pairs, out, config=CONFIG)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    if killed < times:
+        time.sleep(chance.random() * 0.12)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed += os.WIFSIGNALED(status)
+    if not os.WIFSIGNALED(status):
+        assert os.WEXITSTATUS(status) == 0
+        if killed >= times:
+            break
+        import shutil
+        shutil.rmtree(out)  # it was faster than the kill: once more from the beginning
+print(killed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("times", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_end_in_the_same_bytes(whole: Path, tmp_path: Path, times: int) -> None:
+    here = Path(__file__).parent
+    script = KILLS.format(tests=str(here.parent), features=str(here))
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "scan"), str(times)], capture_output=True,
+                          text=True, check=False, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) == times
+    assert files(tmp_path / "scan") == files(whole)
+
+
+RANKS = """
+import sys
+sys.path[:0] = [{tests!r}, {features!r}]
+import torch
+torch.set_num_threads(1)
+import seamark.features.scan_texts as scan_texts
+scan_texts.PART_CHARACTERS = 900
+from seamark.run.ranks import joined
+from feature_corpus import make_pairs, tiny
+from test_scan_parts import CONFIG, SUITE, scan
+with joined() as rank:
+    found = scan(tiny(), SUITE, make_pairs(), sys.argv[1], config=CONFIG)
+    assert found.texts.num_rows == 2 * len(make_pairs())
+"""
+
+
+def test_two_processes_make_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    script = RANKS.format(tests=str(here.parent), features=str(here))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python",
+         sys.executable, "-c", script, str(tmp_path / "scan")],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert files(tmp_path / "scan") == files(whole)
+
+
+def test_damaged_parts_are_named(whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "scan")
+    path = tmp_path / "scan" / "parts" / "00001" / "saes" / "b" / "pooled.safetensors"
+    data = path.read_bytes()
+    for damaged in (b"", data[:30], data[:-8], b"\xff" * 8 + data[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(FormatError, match=r"00001.*pooled\.safetensors"):
+            Scan.open(tmp_path / "scan").pooled("b")
+    shutil.rmtree(tmp_path / "scan" / "parts" / "00001")
+    with pytest.raises(FormatError, match="00001"):
+        _ = Scan.open(tmp_path / "scan").texts
+
+
+def test_a_kill_before_the_manifest_is_made_good(whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "scan")
+    work = tmp_path / "scan" / ".scan"
+    work.mkdir()
+    (tmp_path / "scan" / "scan.json").rename(work / "scan.json")
+    (work / "plan.json").write_text("{}")
+    scan(tiny(), SUITE, make_pairs(), tmp_path / "scan", config=CONFIG)
+    assert files(tmp_path / "scan") == files(whole)
