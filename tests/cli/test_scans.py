@@ -377,8 +377,25 @@ def test_a_merge_replaces_an_older_scan(words: list[str], whole: Path, sharded: 
     assert files(tmp_path / "out") == files(whole)
 
 
-def test_folders_that_are_no_shards(sharded: list[Path], whole: Path, tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere", whole, sharded[0] / "rejected.jsonl"):
+def test_a_finished_scan_holds_all_shards(words: list[str], whole: Path, sharded: list[Path], tmp_path: Path) -> None:
+    run("merge", sharded[0], whole, "--out", tmp_path / "out")
+    assert files(tmp_path / "out") == files(whole)
+    run("merge", whole, "--out", tmp_path / "copy")
+    assert files(tmp_path / "copy") == files(whole)
+
+
+def test_parts_of_a_finished_scan_do_not_fill_the_gaps_of_another(
+    words: list[str], whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    run("run", *words, "--set", "scan.positions=last", "--shard", "1/3", "--out", tmp_path / "out")
+    line = the_error(*call("scan", "merge", tmp_path / "out", "--out", tmp_path / "out"))
+    assert "parts are missing, first 00001" in line
+    assert {k: v for k, v in files(tmp_path / "out").items() if not k.startswith(".scan")} == files(whole)
+
+
+def test_folders_that_are_no_shards(sharded: list[Path], tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere", sharded[0] / "rejected.jsonl"):
         line = the_error(*call("scan", "merge", sharded[0], folder, "--out", tmp_path / "out"))
         assert line == f"{folder}: no shard of a scan here. Name the folders given to --out"
         assert not (tmp_path / "out").exists()

@@ -72,7 +72,7 @@ def test_pooling_is_that_of_a_dense_table_in_any_order(case: tuple[int, list[Ent
         assert groups.sum[i] == pytest.approx(values.sum(), rel=1e-12)
         assert groups.square[i] == pytest.approx((values * values).sum(), rel=1e-12)
         assert groups.max[i] == values.max()
-        assert groups.count[i] == len(values)
+        assert groups.times[i] == len(values)
     shuffled = list(found)
     chance.shuffle(shuffled)
     same_bytes(pool(*arrays(shuffled), d_sae), groups)

@@ -55,7 +55,7 @@ def sae_eval(
     suite = {name: SparseAutoencoder.from_pretrained(path, hookpoint=hookpoint, k=k) for name, path in named.items()}
     config = SAEEvalConfig(
         positions=positions, rule=recipe.scan.rule, scope=scope, replace=replace,
-        max_length=recipe.scan.max_length or recipe.reward.max_length, batch_tokens=recipe.scan.batch_tokens,
+        max_length=recipe.scan.max_length or recipe.reward.max_length, batch_tokens=recipe.scan.batch_tokens or 8192,
         precision=recipe.scan.precision,
     )  # fmt: skip
     loaded = load_model(model)

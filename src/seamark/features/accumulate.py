@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,14 +150,14 @@ class Accumulator:
     def close(self, n_texts: int) -> Pooled:
         """Everything pooled, in the order of the texts; `totals` are complete after it."""
         found, totals = _joined(self._scored), self.totals
-        totals.count += np.bincount(found.latent, weights=found.count, minlength=self.d_sae).astype(np.int64)
+        totals.count += np.bincount(found.latent, weights=found.times, minlength=self.d_sae).astype(np.int64)
         totals.sum += np.bincount(found.latent, weights=found.sum, minlength=self.d_sae)
         totals.sumsq += np.bincount(found.latent, weights=found.square, minlength=self.d_sae)
         totals.texts += np.bincount(found.latent, minlength=self.d_sae)
         np.maximum.at(totals.max, found.latent, found.max)
         read = _joined(self._read)
         read_indptr = _indptr(read.owner, n_texts) if self.read_apart else np.empty(0, np.int64)
-        return Pooled(_indptr(found.owner, n_texts), found.latent, found.sum.astype(np.float32), found.max, found.count,
+        return Pooled(_indptr(found.owner, n_texts), found.latent, found.sum.astype(np.float32), found.max, found.times,
                       read_indptr, read.latent, read.max)  # fmt: skip
 
 
@@ -164,9 +165,9 @@ def _joined(batches: list[Groups]) -> Groups:
     """Of all batches, in the order of owners."""
     nothing = np.empty(0, np.int64)
     batches = [pool(nothing, nothing.astype(np.int32), nothing.astype(np.float32), 1), *batches]
-    whole = Groups(*(np.concatenate(column) for column in zip(*batches, strict=True)))
-    order = np.argsort(whole.owner, kind="stable")
-    return Groups(*(column[order] for column in whole))
+    order = np.argsort(np.concatenate([b.owner for b in batches]), kind="stable")
+    columns: list[Any] = [np.concatenate([getattr(b, name) for b in batches])[order] for name in Groups._fields]
+    return Groups(*columns)
 
 
 def _indptr(owner: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -28,6 +28,7 @@ from seamark.text.rendering import Rendered
 
 OPEN_PARTS = 4
 """Parts whose texts are held in memory at once."""
+BATCH_TOKENS = 2048
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of the texts that are read again and lie in memory together, about those of one part."""
 
@@ -196,7 +197,7 @@ class TextsReadAgain(ShownTexts):
     def _read(self, held: Mapping[int, Rendered], wanted: Wanted) -> Iterator[tuple[TokenText, Truth]]:
         rows, texts = list(held), list(held.values())
         stored = [read_positions(text, self.config) for text in texts]
-        for batch in plan_batches([len(t) for t in texts], self.config.batch_tokens):
+        for batch in plan_batches([len(t) for t in texts], self.config.batch_tokens or BATCH_TOKENS):
             chosen = [stored[i][0] for i in batch]
             got = gather(self.model, texts, batch, chosen, self.hookpoints, precision=self.config.precision)
             firings = {i: Firings.of(s.encode(got.activations[s.config.hookpoint])) for i, s in self.suite.items()}

@@ -17,7 +17,7 @@ class Groups(NamedTuple):
     square: NDArray[np.float64]
     """Σ value²."""
     max: NDArray[np.float32]
-    count: NDArray[np.int32]
+    times: NDArray[np.int32]
 
 
 def sort_entries(

@@ -28,6 +28,7 @@ from seamark.sae import SparseAutoencoder
 from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs
 
+BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
 AUTO_TOKENS_BYTES = 4 << 30
 ASSUMED_L0 = 256
 """Latents a position of an autoencoder without k, to foresee the size of its token shards."""
@@ -138,7 +139,8 @@ def _plan(
         "format_version": FORMAT_VERSION,
     }
     plan = about | {
-        "key": digest(about), "model_name": public_name(model), "batch_tokens": config.batch_tokens,
+        "key": digest(about), "model_name": public_name(model),
+        "batch_tokens": config.batch_tokens or BATCH_TOKENS["cpu" if model.device.type == "cpu" else "gpu"],
         "choices": {"keep_tokens": _keep_tokens(model, suite, texts, config),
                     "precision": resolve_precision(config.precision, model.device.type)},
         "versions": versions(), "n_pairs": len(corpus) if isinstance(corpus, Pairs) else 0, "groups": texts.groups,
@@ -159,10 +161,11 @@ def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: Sca
 def _read(model: HookedModel, suite: Suite, texts: ScanTexts, plan: dict[str, Any], out: Path, parts: range) -> None:
     """Make this process's share of `parts` in the work folder of `out`, beside an older scan that may be there."""
     ranks.by_first(lambda: _prepare(out, plan))
-    config = ScanConfig.model_validate(plan["config"] | {"batch_tokens": plan["batch_tokens"]})
+    config = ScanConfig.model_validate(plan["config"])
     mine = list(parts[ranks.rank() :: ranks.world()])
     with progress("Scan", sum(len(texts.parts[p]) for p in mine), "pairs" if plan["n_pairs"] else "texts") as advance:
-        reader = PartReader(model, suite, texts, config, keep_tokens=plan["choices"]["keep_tokens"])
+        reader = PartReader(model, suite, texts, config, batch_tokens=plan["batch_tokens"],
+                            keep_tokens=plan["choices"]["keep_tokens"])  # fmt: skip
         ranks.together(lambda: reader.read(mine, work_folder(out) / "parts", advance))
 
 

@@ -63,13 +63,16 @@ class PartReader:
         suite: {sae id: autoencoder}.
         corpus: what to read.
         config: how.
+        batch_tokens: padded tokens in a batch.
         keep_tokens: whether latents of single tokens are written.
     """
 
     def __init__(
-        self, model: HookedModel, suite: Suite, corpus: ScanTexts, config: ScanConfig, *, keep_tokens: bool
-    ) -> None:
+        self, model: HookedModel, suite: Suite, corpus: ScanTexts, config: ScanConfig, *, batch_tokens: int,
+        keep_tokens: bool,
+    ) -> None:  # fmt: skip
         self.model, self.suite, self.corpus, self.config, self.keep_tokens = model, suite, corpus, config, keep_tokens
+        self.batch_tokens = batch_tokens
         self.renderer: Renderer = model.renderer(config.max_length)
         self.hookpoints = sorted({sae.config.hookpoint for sae in suite.values()})
         for sae in suite.values():
@@ -97,7 +100,7 @@ class PartReader:
         return self.corpus.render(part, self.renderer, self.config)
 
     def _read_part(self, texts: PartTexts, part: PartWriter, writing: _Writing) -> None:
-        for rows in plan_batches([len(t) for t in texts.texts], self.config.batch_tokens):
+        for rows in plan_batches([len(t) for t in texts.texts], self.batch_tokens):
             chosen = [texts.positions[r] for r in rows]
             got = gather(self.model, texts.texts, rows, chosen, self.hookpoints,
                          with_rewards=self.config.rewards, precision=self.config.precision)  # fmt: skip

@@ -18,8 +18,8 @@ from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs, PreferencePair, hash_unit, plain
 from seamark.text.rendering import Rendered, Renderer
 
-PART_CHARACTERS = 1 << 20
-"""Characters of a part: about 250,000 tokens, of which all that is made lies in memory before it is written."""
+PART_CHARACTERS = 1 << 18
+"""Characters of a part: about 65,000 tokens. Its texts and pooled latents lie in memory until it is written."""
 SAMPLE = 256
 """Texts looked at to foresee how many positions there will be."""
 PLAIN_GROUP = "texts"

@@ -17,8 +17,8 @@ from seamark.features.accumulate import Firings, StoredPositions
 from seamark.features.arrays import load_arrays
 from seamark.run import write_atomic
 
-SHARD_ENTRIES = 1 << 22
-"""Entries after which a shard is written: about 32 MiB of latents and values."""
+SHARD_ENTRIES = 1 << 20
+"""Entries after which a shard is written: about 8 MiB of latents and values."""
 INDEX = "index.safetensors"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,8 @@ class HookedModel:
 
     def forward(self, batch: Batch) -> Any:
         """One forward pass of the whole model; transformers' output object."""
-        return self.hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        extra = {"use_cache": False} if _takes_use_cache(self.hf.__class__) else {}  # nothing is generated here
+        return self.hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **extra)
 
     def rewards_of(self, output: Any) -> Tensor:
         """Rewards [B] from a forward pass's output."""
@@ -118,6 +121,11 @@ class HookedModel:
             yield batch
         finally:
             self.batch = before
+
+
+@functools.cache
+def _takes_use_cache(kind: Hashable) -> bool:
+    return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
 
 
 def _ensure_pad_token(hf: nn.Module, tokenizer: Any) -> None:
