@@ -181,7 +181,7 @@ def test_a_foreign_sae_without_hookpoint(place: Place, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("words", "problem"), [
     (["--sae", "SAE", "--text", "TEXTS", "--pairs", "a=b"], r"--text, --pairs: texts and pairs are given. Give one"),
-    (["--text", "TEXTS"], r"--sae: no SAE to measure"),
+    (["--text", "TEXTS"], r"--sae: no SAE is given"),
     (["--sae", "a=SAE", "--sae", "a=SAE", "--text", "TEXTS"], r"--sae: two SAEs are called a"),
     (["--sae", "=SAE", "--text", "TEXTS"], r"--sae: '=.*' is not of the form name=folder"),
     (["--sae", "/nowhere/sae", "--text", "TEXTS"], r"/nowhere/sae"),

@@ -182,7 +182,10 @@ def test_a_shard_tells_what_comes_next(words: list[str], sharded: list[Path]) ->
     assert "seamark scan merge" in out
 
 
-def test_more_shards_than_parts(place: Place, suite: list[str], tmp_path: Path) -> None:
+def test_more_shards_than_parts(
+    place: Place, suite: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 10**6)
     texts = write_texts(tmp_path)
     words = ["--model", place.reward, suite[0], "--texts", texts]
     assert run("run", *words, "--out", tmp_path / "one")["parts"] == 1

@@ -88,7 +88,7 @@ def test_an_sae_is_trained_and_scanned_with(chain: Chain) -> None:
 def test_a_scan_is_made_once_and_its_folder_can_take_another(chain: Chain, place: Place) -> None:
     words = ["scan", "run", "--config", chain.recipe, *place.options, "--model", chain.folder / "reward",
              f"--sae=l2={chain.folder / 'sae'}"]  # fmt: skip
-    texts = chain.folder / "scan" / "texts.parquet"
+    texts = chain.folder / "scan" / "parts" / "00000" / "texts.parquet"
     before = texts.stat().st_mtime_ns
     chain.run(*words, out="scan")
     assert texts.stat().st_mtime_ns == before

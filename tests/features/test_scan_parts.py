@@ -27,13 +27,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 900)
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 2500)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "scan"
-    before, scan_texts.PART_CHARACTERS = scan_texts.PART_CHARACTERS, 900
+    before, scan_texts.PART_CHARACTERS = scan_texts.PART_CHARACTERS, 2500
     try:
         found = scan(tiny(), SUITE, make_pairs(), folder, config=CONFIG)
     finally:
@@ -140,7 +140,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import seamark.features.scan_texts as scan_texts
-scan_texts.PART_CHARACTERS = 900
+scan_texts.PART_CHARACTERS = 2500
 from feature_corpus import make_pairs, make_sae, tiny
 from test_scan_parts import CONFIG, SUITE, scan
 out, times = Path(sys.argv[1]), int(sys.argv[2])
@@ -187,7 +187,7 @@ sys.path[:0] = [{tests!r}, {features!r}]
 import torch
 torch.set_num_threads(1)
 import seamark.features.scan_texts as scan_texts
-scan_texts.PART_CHARACTERS = 900
+scan_texts.PART_CHARACTERS = 2500
 from seamark.run.ranks import joined
 from feature_corpus import make_pairs, tiny
 from test_scan_parts import CONFIG, SUITE, scan

@@ -75,6 +75,21 @@ def parse_sets(items: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def named_saes(items: Sequence[str]) -> dict[str, str]:
+    """`name=place` or `place` options as {name: place}. `ConfigError` where there is none, or a name comes twice."""
+    named: dict[str, str] = {}
+    for item in items:
+        name, place = item.split("=", 1) if "=" in item else (Path(item).name or "sae", item)
+        if not (name and place):
+            raise ConfigError(f"{item!r} is not of the form name=folder", where="--sae", fix="Write --sae l2=runs/sae")
+        if name in named:
+            raise ConfigError(f"two SAEs are called {name}", where="--sae", fix="Name them: --sae one=… --sae two=…")
+        named[name] = place
+    if not named:
+        raise ConfigError("no SAE is given", where="--sae", fix="Write --sae runs/sae")
+    return named
+
+
 def the_recipe(common: Common, **overrides: Any) -> SaferRecipe:
     """The recipe of a command: its file or the defaults, `--set`, and the command's own options (None: not given)."""
     from seamark.pipelines.recipe import check_recipe, load_recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from seamark.cli.options import Common, Many, the_pairs, the_recipe
+from seamark.cli.options import Common, Many, named_saes, the_pairs, the_recipe
 from seamark.cli.output import finish
 from seamark.errors import ConfigError, FormatError
 
@@ -50,7 +50,7 @@ def sae_eval(
     recipe = the_recipe(common)
     if text and pairs:
         raise ConfigError("texts and pairs are given", where="--text, --pairs", fix="Give one kind")
-    named = _named(sae)
+    named = named_saes(sae)
     data: Any = _texts(text, max_texts) if text else the_pairs(recipe, pairs, "test" if split == "test" else None)
     suite = {name: SparseAutoencoder.from_pretrained(path, hookpoint=hookpoint, k=k) for name, path in named.items()}
     config = SAEEvalConfig(
@@ -63,21 +63,6 @@ def sae_eval(
     columns, rows = _table(found)
     title = f"SAEs on {found.model} ({found.saes[0].quality.n:,} positions)"
     finish(found.model_dump(mode="json"), as_json=common.json, out=out, title=title, columns=columns, rows=rows)
-
-
-def _named(items: Sequence[str]) -> dict[str, str]:
-    """`name=place` or `place` options as {name: place}. Raises `ConfigError` on a name given twice."""
-    named: dict[str, str] = {}
-    for item in items:
-        name, place = item.split("=", 1) if "=" in item else (Path(item).name or "sae", item)
-        if not (name and place):
-            raise ConfigError(f"{item!r} is not of the form name=folder", where="--sae", fix="Write --sae l2=runs/sae")
-        if name in named:
-            raise ConfigError(f"two SAEs are called {name}", where="--sae", fix="Name them: --sae one=… --sae two=…")
-        named[name] = place
-    if not named:
-        raise ConfigError("no SAE to measure", where="--sae", fix="Write --sae runs/sae")
-    return named
 
 
 def _texts(sources: Sequence[str], most: int | None) -> list[tuple[str, str]]:

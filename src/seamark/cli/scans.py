@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from seamark.cli.options import Common, Many, the_pairs, the_recipe
+from seamark.cli.options import Common, Many, named_saes, the_pairs, the_recipe
 from seamark.cli.output import finish
 from seamark.errors import ConfigError
 
@@ -104,21 +103,6 @@ def scan_info(common: Shared, scan: Annotated[Path, tyro.conf.Positional]) -> No
     from seamark.features import Scan
 
     _show(Scan.open(scan), common, None)
-
-
-def named_saes(items: Sequence[str]) -> dict[str, str]:
-    """`name=place` or `place` options as {name: place}. `ConfigError` where there is none, or a name comes twice."""
-    named: dict[str, str] = {}
-    for item in items:
-        name, place = item.split("=", 1) if "=" in item else (Path(item).name or "sae", item)
-        if not (name and place):
-            raise ConfigError(f"{item!r} is not of the form name=folder", where="--sae", fix="Write --sae l2=runs/sae")
-        if name in named:
-            raise ConfigError(f"two SAEs are called {name}", where="--sae", fix="Name them: --sae one=… --sae two=…")
-        named[name] = place
-    if not named:
-        raise ConfigError("no SAE to scan with", where="--sae", fix="Write --sae runs/sae")
-    return named
 
 
 def parse_shard(text: str) -> tuple[int, int]:

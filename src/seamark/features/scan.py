@@ -8,17 +8,29 @@ and `merge_scans` makes the same bytes of them.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from seamark.errors import ConfigError, DataError, RunError
+from seamark.errors import ConfigError, DataError
 from seamark.features.config import ScanConfig
 from seamark.features.gather import public_name
-from seamark.features.reading import FORMAT_VERSION, MANIFEST, Scan
-from seamark.features.scan_merge import PLAN, complete, finish, is_scan, read_plan, work_folder
+from seamark.features.reading import FORMAT_VERSION, Scan
+from seamark.features.scan_merge import (
+    PLAN,
+    check_place,
+    complete,
+    continues,
+    finish,
+    is_scan,
+    read_plan,
+    work_folder,
+)
 from seamark.features.scan_parts import PartReader, Suite
 from seamark.features.scan_texts import ScanTexts
 from seamark.model.loading import HookedModel
@@ -136,6 +148,7 @@ def _plan(
         "model": model.fingerprint(),
         "saes": {sae_id: sae.fingerprint() for sae_id, sae in suite.items()},
         "texts": texts.fingerprint(),
+        "renderer": model.renderer(config.max_length).fingerprint(),
         "format_version": FORMAT_VERSION,
     }
     plan = about | {
@@ -172,21 +185,24 @@ def _read(model: HookedModel, suite: Suite, texts: ScanTexts, plan: dict[str, An
 def _prepare(out: Path, plan: dict[str, Any]) -> None:
     """The work folder: parts of the same scan that lie there stay, those of another go."""
     out.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({p.name for p in out.iterdir() if not p.name.startswith(".")} - KNOWN)
-    if strangers and not (out / MANIFEST).exists():
-        raise RunError(f"the folder holds {strangers[0]!r} and is no scan", where=str(out), fix="Choose another --out")
-    work = work_folder(out)
-    if work.exists() and _continues(read_plan(work), plan):
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "parts").mkdir(parents=True)
-    write_json(work / PLAN, plan)
+    check_place(out)
+    with _alone(out):
+        work = work_folder(out)
+        if work.exists() and continues(read_plan(work), plan):
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "parts").mkdir(parents=True)
+        write_json(work / PLAN, plan)
 
 
-def _continues(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
-    """Whether parts made under an older plan are those of this one, byte for byte."""
-    return old is not None and all(old.get(k) == new[k] for k in ("key", "batch_tokens", "choices", "parts"))
-
-
-KNOWN = {MANIFEST, "parts", "saes", "manifest.json", "result.json", "rejected.jsonl"}
-"""What lies in a scan's folder: its own files, and what a run or a command leaves beside them."""
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Shards that share a folder may begin at the same moment: one prepares it, the others find it prepared. Where a
+    file system has no locks, they are on their own."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

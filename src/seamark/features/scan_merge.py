@@ -19,6 +19,8 @@ from seamark.features.scan_parts import part_name, sae_folder
 from seamark.run import read_json, write_atomic, write_json
 
 PLAN = "plan.json"
+BESIDE = {"manifest.json", "result.json", "rejected.jsonl"}
+"""What a run or a command leaves beside a scan."""
 
 
 def work_folder(out: Path) -> Path:
@@ -43,25 +45,48 @@ def is_scan(out: Path, key: str) -> bool:
         return False
 
 
+def continues(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
+    """Whether parts made under one plan are those of another, byte for byte."""
+    return old is not None and all(old.get(k) == new[k] for k in ("key", "batch_tokens", "choices", "parts"))
+
+
+def check_place(out: Path) -> None:
+    """`RunError` where `out` holds something that no scan has put there."""
+    ours = (out / MANIFEST).exists() or (work_folder(out) / PLAN).exists()
+    known = BESIDE | ({MANIFEST, "parts", "saes"} if ours else set())
+    found = {p.name for p in out.iterdir() if not p.name.startswith(".")} if out.is_dir() else set()
+    if (out / MANIFEST).exists() or not found - known:
+        return
+    raise RunError(
+        f"the folder holds {min(found - known)!r} and is no scan", where=str(out), fix="Choose another --out"
+    )
+
+
 def complete(out: Path) -> None:
-    """Bring a finished scan's manifest into place, where a kill came just before that."""
+    """Bring a finished scan's manifest into place, where a kill came just before that, or just after."""
     work = work_folder(out)
-    if (work / MANIFEST).exists() and (out / "parts").exists() and not (work / "parts").exists():
+    if not work.exists() or (work / "parts").exists():
+        return
+    if (work / MANIFEST).exists() and (out / "parts").exists():
         (work / MANIFEST).rename(out / MANIFEST)
+    if (out / MANIFEST).exists():
         shutil.rmtree(work)
 
 
 def finish(folders: Sequence[Path], out: Path) -> None:
-    """Make the scan `out` of the parts in the work folders of `folders`; theirs are gone after it where they moved.
+    """Make the scan `out` of the parts that lie in `folders`; those of `out` itself are moved, others copied.
 
     The manifest goes first from an older scan in `out` and comes last with the new one.
     """
     complete(out)
-    plan = _common_plan(folders)
+    plan, places = _common_plan(folders)
     if is_scan(out, plan["key"]):
         return
+    check_place(out)
     work = work_folder(out)
-    parts = _collect(plan, folders, work)
+    if work.exists() and not continues(read_plan(work), plan):
+        shutil.rmtree(work)
+    parts = _collect(plan, places, work)
     if not (work / PLAN).exists():
         write_json(work / PLAN, plan)
     about = _check(plan, parts)
@@ -76,19 +101,24 @@ def finish(folders: Sequence[Path], out: Path) -> None:
     shutil.rmtree(work)
 
 
-def _common_plan(folders: Sequence[Path]) -> dict[str, Any]:
-    plans = {folder: read_plan(work_folder(folder)) or _plan_of_finished(folder) for folder in folders}
-    for folder, plan in plans.items():
-        if plan is None:
+def _common_plan(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
+    """The plan of the first folder, and every place whose parts were made under it: unfinished scans and whole ones."""
+    common: dict[str, Any] | None = None
+    usable: list[Path] = []
+    for folder in folders:
+        plans = {work_folder(folder): read_plan(work_folder(folder)), folder: _plan_of_finished(folder)}
+        found = {place: plan for place, plan in plans.items() if plan is not None}
+        if not found:
             raise FormatError("no shard of a scan here", where=str(folder), fix="Name the folders given to --out")
-    first, *others = plans.items()
-    for folder, plan in others:
-        if (plan or {}).get("key") != (first[1] or {}).get("key"):
-            raise FormatError(f"a shard of another scan than {first[0]}", where=str(folder),
+        common = common or next(iter(found.values()))
+        mine = [place for place, plan in found.items() if continues(plan, common)]
+        if not mine:
+            raise FormatError(f"a shard of another scan than {folders[0]}", where=str(folder),
                               fix="Merge shards of one model, suite, corpus and config")  # fmt: skip
-    found = first[1]
-    assert found is not None  # noqa: S101  (looked at above)
-    return found
+        usable += mine
+    if common is None:
+        raise FormatError("no shard is given", fix="Name the folders given to --out")
+    return common, usable
 
 
 def _plan_of_finished(folder: Path) -> dict[str, Any] | None:
@@ -100,23 +130,22 @@ def _plan_of_finished(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "parts" in found else None
 
 
-def _collect(plan: dict[str, Any], folders: Sequence[Path], work: Path) -> list[Path]:
+def _collect(plan: dict[str, Any], places: Sequence[Path], work: Path) -> list[Path]:
     """Bring every part into the work folder; its path by number. `DataError` where some are missing."""
     target = work / "parts"
     target.mkdir(parents=True, exist_ok=True)
     missing = []
     for name in map(part_name, range(len(plan["parts"]))):
-        places = (place / "parts" / name for folder in folders for place in (work_folder(folder), folder))
-        source = next((place for place in places if place.exists()), None)
         if (target / name).exists():
             continue
+        source = next((part for place in places if (part := place / "parts" / name).exists()), None)
         if source is None:
             missing.append(name)
         else:
             _copy(source, target / name)
     if missing:
         raise DataError(f"{len(missing)} of {len(plan['parts'])} parts are missing, first {missing[0]}",
-                        where=", ".join(map(str, folders)), fix="Run the shards that are not done")  # fmt: skip
+                        where=", ".join(map(str, places)), fix="Run the shards that are not done")  # fmt: skip
     for scratch in target.glob(".*"):
         shutil.rmtree(scratch)
     return [target / part_name(p) for p in range(len(plan["parts"]))]

@@ -20,6 +20,8 @@ from seamark.text.rendering import Rendered, Renderer
 
 PART_CHARACTERS = 1 << 18
 """Characters of a part: about 65,000 tokens. Its texts and pooled latents lie in memory until it is written."""
+OVERHEAD = 256
+"""Characters that a text counts for besides its own."""
 SAMPLE = 256
 """Texts looked at to foresee how many positions there will be."""
 PLAIN_GROUP = "texts"
@@ -85,9 +87,10 @@ def _cut(sizes: Sequence[int], limit: int) -> list[range]:
 
 
 def _size(item: PreferencePair | tuple[str, str]) -> int:
+    """Characters, and some more for each text: a million short ones take room too."""
     if isinstance(item, PreferencePair):
-        return 2 * len(plain(item.prompt)) + len(plain(item.chosen)) + len(plain(item.rejected))
-    return len(item[1])
+        return 2 * (OVERHEAD + len(plain(item.prompt))) + len(plain(item.chosen)) + len(plain(item.rejected))
+    return OVERHEAD + len(item[1])
 
 
 def _id(item: PreferencePair | tuple[str, str]) -> str:

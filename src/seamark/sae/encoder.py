@@ -115,6 +115,9 @@ class Encoder:
             position.append(found[:, 0] + rows.start)
             latent.append(found[:, 1])
             value.append(pre[over].to(x_ND.dtype))
+        if not position:  # no positions at all
+            nothing = torch.empty(0, dtype=torch.int64, device=x_ND.device)
+            return nothing, nothing, x_ND.new_empty(0)
         return torch.cat(position), torch.cat(latent), torch.cat(value)
 
     def _flat(self, position: Tensor, latent: Tensor, value: Tensor, x_ND: Tensor, floor_F: Tensor) -> Active:

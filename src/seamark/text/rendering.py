@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,12 @@ class Renderer:
         self._openers = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None}
         if max_length is not None and max_length < len(self._left) + len(self._right) + 1:
             raise ConfigError(f"max_length {max_length} leaves no room for text", where=name, fix="Raise max_length")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides how a text becomes tokens: tokenizer, template, special tokens, most tokens."""
+        parts = [self.tokenizer.backend_tokenizer.to_str(), self.template, str(self._adds_special),
+                 str(sorted(self._openers)), str(self.max_length)]  # fmt: skip
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def render(self, prompt: Text, response: Text, text_id: str) -> Rendered:
         """The conversation `prompt` + `response` as tokens. DataError where the template refuses its roles."""
