@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.scans.job import Job, Loaded, call_options
 from benchmarks.scans.ours import config
+from seamark.features.scan import BATCH_TOKENS
 from seamark.features.scan_texts import ScanTexts
 from seamark.model.batching import Batch, collate, plan_batches
 from seamark.model.hookpoints import backbone, find_family
@@ -52,7 +53,7 @@ def planned(loaded: Loaded, job: Job) -> Planned:
     pad, found = int(loaded.model.config.pad_token_id), []
     for i in range(len(texts.parts)):
         part = texts.render(i, renderer, asked)
-        for rows in plan_batches([len(t) for t in part.texts], asked.batch_tokens):
+        for rows in plan_batches([len(t) for t in part.texts], asked.batch_tokens or BATCH_TOKENS["cpu"]):
             found.append((collate(part.texts, pad, rows=rows), sum(len(part.positions[r]) for r in rows)))
     return found
 

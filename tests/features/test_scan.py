@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,18 +142,6 @@ def test_contexts(tmp_path: Path, kind: str, scope: str) -> None:
     assert all(c.group == "chat" for c in result.contexts("s", latent, n=3, group="chat"))
 
 
-def test_many_shards_give_the_same_contexts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sae, pairs = tiny(), make_sae(k=20), make_pairs()
-    one = scan(model, {"s": sae}, pairs, tmp_path / "one", config=ScanConfig(batch_tokens=100))
-    module = sys.modules["seamark.features.scan_parts"]
-    original = module.ShardWriter
-    monkeypatch.setattr(module, "ShardWriter", lambda folder, n: original(folder, n, entries=50))
-    many = scan(model, {"s": sae}, pairs, tmp_path / "many", config=ScanConfig(batch_tokens=100))
-    assert len(list((tmp_path / "many" / "parts" / "00000" / "tokens").glob("0*.safetensors"))) > 5
-    for latent in range(0, 96, 7):
-        assert one.contexts("s", latent) == many.contexts("s", latent)
-
-
 def test_without_rewards_and_tokens(tmp_path: Path) -> None:
     result = scan(
         tiny(), {"s": make_sae()}, make_pairs(), tmp_path, config=ScanConfig(rewards=False, keep_tokens="never")
@@ -164,7 +151,7 @@ def test_without_rewards_and_tokens(tmp_path: Path) -> None:
         result.margins()
     with pytest.raises(DataError, match="kept no latents of single tokens"):
         result.contexts("s", 0)
-    assert not list(tmp_path.rglob("tokens"))
+    assert not list(tmp_path.rglob("tokens*"))
     assert np.isfinite(result.q("s")).any()
 
 

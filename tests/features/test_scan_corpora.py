@@ -26,7 +26,7 @@ from seamark.features.arrays import read_table
 from seamark.features.gather import gather
 from seamark.features.reading import Stat
 from seamark.features.scan_texts import ScanTexts
-from seamark.features.shards import TokenShards
+from seamark.features.token_latents import TokenLatents
 from seamark.model.loading import HookedModel
 from seamark.run import RssMeter
 from seamark.sae import SAEConfig, SparseAutoencoder
@@ -99,7 +99,7 @@ class Row:
 def rows_of(found: Scan) -> Iterator[Row]:
     for part in found.parts:
         about, rendered = (read_table(part / f"{name}.parquet").to_pylist() for name in ("texts", "rendered"))
-        shards = TokenShards(part / "tokens")
+        shards = TokenLatents(part)
         for i, one in enumerate(about):
             stored = shards.positions(i)
             scored, answered = ((stored.flags & flag) != 0 for flag in (SCORING, RESPONSE))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ class Accumulator:
         self.d_sae, self.read_apart = d_sae, read_apart
         self.totals = Totals.none(d_sae)
         self._scored: list[Groups] = []
-        self._read: list[Groups] = []
+        self._read: list[_Maxima] = []
 
     def add(self, stored: StoredPositions, firings: Firings) -> None:
         """Add a batch; each text comes whole in one batch."""
@@ -143,31 +144,44 @@ class Accumulator:
         self.totals.bins.add(firings.latent[inside], firings.value[inside])
         np.maximum.at(self.totals.largest, firings.latent[inside], firings.value[inside])
         if self.read_apart:
-            self._read.append(pool(owner, firings.latent, firings.value, self.d_sae))
+            self._read.append(_Maxima.of(pool(owner, firings.latent, firings.value, self.d_sae)))
         scored = (flags & SCORING) != 0
         self._scored.append(pool(owner[scored], firings.latent[scored], firings.value[scored], self.d_sae))
 
     def close(self, n_texts: int) -> Pooled:
         """Everything pooled, in the order of the texts; `totals` are complete after it."""
-        found, totals = _joined(self._scored), self.totals
+        found, totals = Groups(*_joined(Groups, self._scored)), self.totals
         totals.count += np.bincount(found.latent, weights=found.times, minlength=self.d_sae).astype(np.int64)
         totals.sum += np.bincount(found.latent, weights=found.sum, minlength=self.d_sae)
         totals.sumsq += np.bincount(found.latent, weights=found.square, minlength=self.d_sae)
         totals.texts += np.bincount(found.latent, minlength=self.d_sae)
         np.maximum.at(totals.max, found.latent, found.max)
-        read = _joined(self._read)
+        read = _Maxima(*_joined(_Maxima, self._read))
+        self._scored, self._read = [], []
         read_indptr = _indptr(read.owner, n_texts) if self.read_apart else np.empty(0, np.int64)
         return Pooled(_indptr(found.owner, n_texts), found.latent, found.sum.astype(np.float32), found.max, found.times,
                       read_indptr, read.latent, read.max)  # fmt: skip
 
 
-def _joined(batches: list[Groups]) -> Groups:
-    """Of all batches, in the order of owners."""
+class _Maxima(NamedTuple):
+    """What is kept of `Groups` where the largest value is all that counts."""
+
+    owner: NDArray[np.int64]
+    latent: NDArray[np.int32]
+    max: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, groups: Groups) -> _Maxima:
+        return cls(groups.owner.astype(np.int32), groups.latent, groups.max)
+
+
+def _joined(kind: type[Groups | _Maxima], batches: Sequence[Groups | _Maxima]) -> list[Any]:
+    """The columns of all batches, in the order of owners."""
     nothing = np.empty(0, np.int64)
-    batches = [pool(nothing, nothing.astype(np.int32), nothing.astype(np.float32), 1), *batches]
-    order = np.argsort(np.concatenate([b.owner for b in batches]), kind="stable")
-    columns: list[Any] = [np.concatenate([getattr(b, name) for b in batches])[order] for name in Groups._fields]
-    return Groups(*columns)
+    none = pool(nothing, nothing.astype(np.int32), nothing.astype(np.float32), 1)
+    held = [none, *batches]
+    order = np.argsort(np.concatenate([b.owner for b in held]), kind="stable")
+    return [np.concatenate([getattr(b, name) for b in held])[order] for name in kind._fields]
 
 
 def _indptr(owner: NDArray[np.int64], n: int) -> NDArray[np.int64]:

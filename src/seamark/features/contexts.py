@@ -19,15 +19,15 @@ from seamark.features.accumulate import RESPONSE, SCORING, Firings
 from seamark.features.arrays import read_table
 from seamark.features.config import ScanConfig
 from seamark.features.gather import Positions, gather
-from seamark.features.shards import TokenShards
+from seamark.features.token_latents import TokenLatents
 from seamark.model.batching import plan_batches
 from seamark.model.loading import HookedModel
 from seamark.sae import SparseAutoencoder
 from seamark.text.positions import positions
 from seamark.text.rendering import Rendered
 
-OPEN_PARTS = 4
-"""Parts whose texts are held in memory at once."""
+OPEN_PARTS, OPEN_TEXTS = 32, 1024
+"""Parts whose texts are held in memory at once; texts that are held token by token."""
 BATCH_TOKENS = 2048
 TOKENS_AT_ONCE = 1 << 18
 """Tokens of the texts that are read again and lie in memory together, about those of one part."""
@@ -128,18 +128,19 @@ class TokenTexts(ShownTexts):
 
     def __init__(self, parts: Sequence[Path], starts: NDArray[np.int64], *, prompts: bool) -> None:
         super().__init__(parts, starts, prompts=prompts)
-        self._shards = [TokenShards(part / "tokens") for part in parts]
+        self._latents = [TokenLatents(part) for part in parts]
+        self.read = lru_cache(OPEN_TEXTS)(self._read)
+        """(row): the tokens of a text, special ones left out."""
 
-    def read(self, row: int) -> TokenText:
-        """The tokens of text `row`, special tokens left out."""
+    def _read(self, row: int) -> TokenText:
         part, inside = self.place(row)
-        stored = self._shards[part].positions(inside)
+        stored = self._latents[part].positions(inside)
         return self.shown(row, self.rendered(row), stored.position, stored.flags)
 
     def activations(self, text: TokenText, sae_id: str, weights: Mapping[int, float]) -> tuple[float, ...]:
         """Σ weight · max(z, 0) over the latents in `weights`, at each token of `text`."""
         part, inside = self.place(text.row)
-        stored, firings = self._shards[part].read(inside, sae_id)
+        stored, firings = self._latents[part].read(inside, sae_id)
         place = np.repeat(stored.position, np.diff(firings.bounds))
         mine = np.isin(firings.latent, list(weights))
         values: dict[int, float] = {}
@@ -154,7 +155,7 @@ class TokenTexts(ShownTexts):
             text, found = self.read(row), Truth()
             part, inside = self.place(row)
             for sae_id, latents in wanted[row].items():
-                stored, firings = self._shards[part].read(inside, sae_id)
+                stored, firings = self._latents[part].read(inside, sae_id)
                 found |= _at_tokens(text, stored.position, sae_id, firings, latents)
             yield text, found
 

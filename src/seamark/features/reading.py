@@ -32,8 +32,8 @@ class Scan:
     """A finished scan. Open one with `Scan.open(folder)`; everything is read when first asked for.
 
     The folder holds `scan.json`; `saes/<id>/stats.safetensors`; and parts of the corpus, `parts/<number>/`, each with
-    `texts.parquet`, `rendered.parquet`, `saes/<id>/pooled.safetensors` and, if kept, `tokens/`. Rows of texts go
-    through all parts in their order.
+    `texts.parquet`, `rendered.parquet`, `saes/<id>/pooled.safetensors` and, if kept, `tokens.safetensors`. Rows of
+    texts go through all parts in their order.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ from seamark.sae import SparseAutoencoder
 from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs
 
-BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
+BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
 AUTO_TOKENS_BYTES = 4 << 30
 ASSUMED_L0 = 256
 """Latents a position of an autoencoder without k, to foresee the size of its token shards."""

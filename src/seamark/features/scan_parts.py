@@ -21,7 +21,7 @@ from seamark.features.accumulate import Accumulator, Firings, StoredPositions
 from seamark.features.config import ScanConfig
 from seamark.features.gather import gather
 from seamark.features.scan_texts import PartTexts, ScanTexts
-from seamark.features.shards import ShardWriter
+from seamark.features.token_latents import TokenWriter
 from seamark.model.batching import plan_batches
 from seamark.model.loading import HookedModel
 from seamark.run import write_atomic
@@ -142,7 +142,7 @@ class PartWriter:
         self.rewards = np.full(len(texts.texts), np.nan)
         apart = self.config.context_positions == "tokens"
         self.totals = {sae_id: Accumulator(sae.config.d_sae, read_apart=apart) for sae_id, sae in reader.suite.items()}
-        self.shards = ShardWriter(self.scratch / "tokens", len(texts.texts)) if reader.keep_tokens else None
+        self.tokens = TokenWriter(self.scratch, len(texts.texts)) if reader.keep_tokens else None
 
     def add(self, rows: list[int], found: Mapping[str, SparseLatents], rewards: NDArray[np.float64] | None) -> None:
         """Add a batch: rows of the part, latents at their positions one behind the other, rewards."""
@@ -157,13 +157,13 @@ class PartWriter:
         firings = {sae_id: Firings.of(latents) for sae_id, latents in found.items()}
         for sae_id, total in self.totals.items():
             total.add(stored, firings[sae_id])
-        if self.shards is not None:
-            self.shards.add(stored, firings)
+        if self.tokens is not None:
+            self.tokens.add(stored, firings)
 
     def close(self) -> None:
         """Write what is left, and rename the folder to its own name."""
-        if self.shards is not None:
-            self.shards.close()
+        if self.tokens is not None:
+            self.tokens.close()
         for sae_id, total in self.totals.items():
             folder, pooled = sae_folder(self.scratch, sae_id), total.close(len(self.texts.texts))
             write_atomic(folder / "pooled.safetensors", safetensors.numpy.save(asdict(pooled)))
