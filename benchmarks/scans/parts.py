@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.scans.job import Job, Loaded, call_options
 from benchmarks.scans.ours import config
 from seamark.features.scan import BATCH_TOKENS
+from seamark.features.scan_parts import batches_of
 from seamark.features.scan_texts import ScanTexts
-from seamark.model.batching import Batch, collate, plan_batches
+from seamark.model.batching import Batch, collate
 from seamark.model.hookpoints import backbone, find_family
 
 Planned = list[tuple[Batch, int]]
@@ -53,7 +54,7 @@ def planned(loaded: Loaded, job: Job) -> Planned:
     pad, found = int(loaded.model.config.pad_token_id), []
     for i in range(len(texts.parts)):
         part = texts.render(i, renderer, asked)
-        for rows in plan_batches([len(t) for t in part.texts], asked.batch_tokens or BATCH_TOKENS["cpu"]):
+        for rows in batches_of(part, asked.batch_tokens or BATCH_TOKENS["cpu"]):
             found.append((collate(part.texts, pad, rows=rows), sum(len(part.positions[r]) for r in rows)))
     return found
 

@@ -100,13 +100,21 @@ class PartReader:
         return self.corpus.render(part, self.renderer, self.config)
 
     def _read_part(self, texts: PartTexts, part: PartWriter, writing: _Writing) -> None:
-        for rows in plan_batches([len(t) for t in texts.texts], self.batch_tokens):
+        for rows in batches_of(texts, self.batch_tokens):
             chosen = [texts.positions[r] for r in rows]
             got = gather(self.model, texts.texts, rows, chosen, self.hookpoints,
                          with_rewards=self.config.rewards, precision=self.config.precision)  # fmt: skip
             found = {i: sae.encode(got.activations[sae.config.hookpoint]) for i, sae in self.suite.items()}
             writing.do(part.add, rows, found, got.rewards)
         writing.do(part.close)
+
+
+def batches_of(texts: PartTexts, batch_tokens: int) -> list[list[int]]:
+    """Rows of a part that run together, the batch of most padded tokens first: later ones fit into memory that is there
+    already. In the order of lengths each would need a little more than the one before has left."""
+    lengths = [len(t) for t in texts.texts]
+    plan = plan_batches(lengths, batch_tokens)
+    return sorted(plan, key=lambda rows: -len(rows) * lengths[rows[0]])
 
 
 class _Writing:
