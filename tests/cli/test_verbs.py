@@ -92,7 +92,9 @@ def test_a_scan_is_made_once_and_its_folder_can_take_another(chain: Chain, place
     before = texts.stat().st_mtime_ns
     chain.run(*words, out="scan")
     assert texts.stat().st_mtime_ns == before
-    (chain.folder / "scan" / "scan.json").unlink()  # as after a kill while the parts are moved
+    work = chain.folder / "scan" / ".scan"  # as after a kill while the parts are moved
+    work.mkdir()
+    (chain.folder / "scan" / "scan.json").rename(work / "plan.json")
     chain.run(*words, out="scan")
 
 
@@ -100,6 +102,10 @@ def test_features_give_scores(chain: Chain) -> None:
     found = chain.printed["contrast"]["features"]
     assert len(found) == 6
     assert {f["sae"] for f in found} == {"l2"}
+    doubt = chain.printed["contrast"]["significance"]
+    assert [row["latent"] for row in doubt["features"]] == [f["latent"] for f in found]
+    assert all(row["low"] <= row["effect"] <= row["high"] for row in doubt["features"])
+    assert doubt["n_pairs"] == 36
     assert [abs(f["score"]) for f in found] == sorted((abs(f["score"]) for f in found), reverse=True)
     scores = chain.printed["audit score"]
     assert scores["method"] == "safer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -70,7 +70,9 @@ def contrast(
     common: Shared, scan: Annotated[Path, tyro.conf.Positional], out: Path | None = None, sae: str | None = None,
     top: int = 32,
 ) -> None:  # fmt: skip
-    """Latents that tell a group's chosen answers from its rejected ones (a correlation, not an effect).
+    """Latents that tell a group's chosen answers from its rejected ones (a correlation, not an effect), and what is
+    signal in it: difference with interval by prompt, signed-rank test with false discovery rate over all latents,
+    agreement of pairs, and the difference at equal length.
 
     Args:
         common: options of every command.
@@ -79,16 +81,34 @@ def contrast(
         sae: which SAE of the scan; not needed where there is one.
         top: how many, by |score|.
     """
-    from seamark.features import Scan
+    from seamark.features import Scan, significance
     from seamark.features import contrast as compute
 
     recipe = the_recipe(common)
-    found = compute(Scan.open(scan), recipe.target, sae, recipe.features.normalization)
+    opened = Scan.open(scan)
+    found = compute(opened, recipe.target, sae, recipe.features.normalization)
     features = found.top(top)
     if out is not None:
         features.save(out / "features.json")
+    doubt = significance(opened, recipe.target, found.sae_id)
+    told = {row["latent"]: row for row in doubt.rows()}
+    shown = [told[f.latent] for f in features.features]
     rows = [
-        (f"{f.sae}/{f.latent}", f"{f.score:+.3f}", "chosen" if f.sign > 0 else "rejected") for f in features.features
-    ]
-    finish(features.model_dump(), as_json=common.json, out=out, title=f"Contrast on {recipe.target}",
-           columns=("feature", "score", "fires on"), rows=rows)  # fmt: skip
+        (f"{f.sae}/{f.latent}", f"{f.score:+.3f}", "chosen" if f.sign > 0 else "rejected",
+         _interval(row, "effect", "low", "high"),
+         _number(row["q_value"], ".3f"), percent(row["agreeing"]), _number(row["length_controlled"], "+.3g"))
+        for f, row in zip(features.features, shown, strict=True)
+    ]  # fmt: skip
+    about = {"n_pairs": doubt.n_pairs, "n_prompts": doubt.n_prompts, "left_out": list(doubt.left_out),
+             "reasons": doubt.reasons}  # fmt: skip
+    finish(features.model_dump() | {"significance": about | {"features": shown}}, as_json=common.json, out=out,
+           title=f"Contrast on {recipe.target}: {doubt.n_pairs} pairs, {doubt.n_prompts} prompts", rows=rows,
+           columns=("feature", "score", "fires on", "difference [95 %]", "q", "agree", "at equal length"))  # fmt: skip
+
+
+def _interval(row: dict[str, Any], value: str, low: str, high: str) -> str:
+    return f"{_number(row[value], '+.3g')} [{_number(row[low], '+.3g')}, {_number(row[high], '+.3g')}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
