@@ -22,8 +22,8 @@ PART_CHARACTERS = 1 << 18
 """Characters of a part: about 65,000 tokens. Its texts and pooled latents lie in memory until it is written."""
 OVERHEAD = 256
 """Characters that a text counts for besides its own."""
-SAMPLE = 256
-"""Texts looked at to foresee how many positions there will be."""
+SAMPLE = 64
+"""Items looked at to foresee how many positions there will be."""
 PLAIN_GROUP = "texts"
 """The group of plain texts."""
 
