@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,9 @@ class FakeScan:
     def d_sae(self, sae_id: str | None = None) -> int:
         return 3
 
-    def pooled(self, sae_id: str, stat: str) -> csr_matrix:
-        return csr_matrix(np.asarray([[2.0, 9, 0], [0, 0, 1], [1, 0, 0], [0, 5, 0.5]]))
+    def pooled_parts(self, sae_id: str, stat: str) -> Iterator[tuple[int, csr_matrix]]:
+        whole = csr_matrix(np.asarray([[2.0, 9, 0], [0, 0, 1], [1, 0, 0], [0, 5, 0.5]]))
+        yield from ((0, whole[:3]), (3, whole[3:]))
 
     def margins(self) -> dict[str, float]:
         return {"a": 0.5, "b": -0.25}

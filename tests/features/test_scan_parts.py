@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from feature_corpus import make_pairs, make_sae, tiny
 
 import seamark.features.gather as gather_module
 import seamark.features.scan_texts as scan_texts
-from seamark.errors import ConfigError, DataError, FormatError
-from seamark.features import Scan, ScanConfig, merge_scans, scan, scan_shard
+from seamark.errors import ConfigError, DataError, FormatError, RunError
+from seamark.features import Scan, ScanConfig, contexts, merge_scans, reading, scan, scan_shard
+from seamark.features.accumulate import Accumulator
+from seamark.features.scan_parts import PartReader, PartWriter, batches_of
 from seamark.features.scan_texts import ScanTexts
 from seamark.model.reading import read
 
@@ -207,6 +210,97 @@ def test_two_processes_make_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert files(tmp_path / "scan") == files(whole)
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5, 9])
+def test_a_part_that_lacks_a_batch_is_never_finished(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    calls = []
+    add = Accumulator.add
+
+    def failing(self, stored, firings):
+        calls.append(1)
+        if len(calls) == nth:
+            raise MemoryError("no room")
+        add(self, stored, firings)
+
+    monkeypatch.setattr(Accumulator, "add", failing)
+    with pytest.raises(MemoryError, match="no room"):
+        scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
+    monkeypatch.undo()
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 2500)
+    scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
+    assert files(tmp_path) == files(whole)
+
+
+def test_a_part_made_twice_at_once_is_whole(tmp_path: Path) -> None:
+    """Two processes on the same part: whoever ends first has made it, the other's is thrown away."""
+    reader = PartReader(tiny(), SUITE, ScanTexts(make_pairs()), CONFIG, batch_tokens=300, keep_tokens=True)
+    texts = reader.corpus.render(0, reader.renderer, CONFIG)
+    writers = [PartWriter(tmp_path / "both", 0, texts, reader) for _ in range(2)]
+    for rows in batches_of(texts, 300):
+        chosen = [texts.positions[r] for r in rows]
+        got = gather_module.gather(tiny(), texts.texts, rows, chosen, reader.hookpoints, with_rewards=True)
+        found = {i: sae.encode(got.activations[sae.config.hookpoint]) for i, sae in SUITE.items()}
+        for writer in writers:
+            writer.add(rows, found, got.rewards)
+    writers[0].close()
+    first = files(tmp_path / "both" / "00000")
+    writers[1].close()
+    assert files(tmp_path / "both") == {f"00000/{name}": data for name, data in first.items()}
+    reader.read([0], tmp_path / "alone", lambda n: None)
+    assert files(tmp_path / "alone" / "00000") == first
+
+
+def test_shards_with_other_settings_delete_nothing(tmp_path: Path) -> None:
+    pairs = make_pairs()
+    scan_shard(tiny(), SUITE, pairs, tmp_path, (0, 2), config=CONFIG)
+    before = files(tmp_path)
+    for suite, config in ((SUITE, ScanConfig(batch_tokens=64)), ({"other": make_sae(seed=9)}, CONFIG)):
+        with pytest.raises(RunError, match="shards of another scan lie here"):
+            scan_shard(tiny(), suite, pairs, tmp_path, (1, 2), config=config)
+    assert files(tmp_path) == before
+    scan_shard(tiny(), SUITE, pairs, tmp_path, (1, 2), config=ScanConfig())  # batch_tokens left open: as it was begun
+    assert merge_scans([tmp_path], tmp_path).manifest["batch_tokens"] == CONFIG.batch_tokens
+
+
+def test_the_order_of_the_suite_changes_no_byte(whole: Path, tmp_path: Path) -> None:
+    scan(tiny(), dict(reversed(SUITE.items())), make_pairs(), tmp_path, config=CONFIG)
+    assert files(tmp_path) == files(whole)
+
+
+def test_reading_many_parts_needs_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource", reason="needs limits on open files")
+    monkeypatch.setattr(scan_texts, "PART_CHARACTERS", 1)
+    monkeypatch.setattr(reading, "OPEN_PARTS", 2)
+    monkeypatch.setattr(contexts, "OPEN_PARTS", 2)
+    scan(tiny(), SUITE, make_pairs(30), tmp_path, config=CONFIG)
+    found = Scan.open(tmp_path)
+    assert len(found.parts) == 30
+    open_now = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 64
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 12, limits[1]))
+    try:
+        latent = int(found.feature_stats("b").sum.argmax())
+        assert found.pooled("b").shape[0] == 60
+        assert found.contexts("b", latent, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_histograms(whole: Path) -> None:
+    found = Scan.open(whole)
+    for latent in range(0, 96, 5):
+        edges, counts = found.histogram("b", latent)
+        values = [a for row in range(found.texts.num_rows) for a in found.token_texts.activations(
+            found.token_texts.read(row), "b", {latent: 1.0}) if a > 0]  # fmt: skip
+        assert counts.sum() == len(values)
+        if values:
+            assert len(edges) == len(counts) + 1
+            np.testing.assert_array_equal(np.histogram(values, edges)[0], counts)
+    with pytest.raises(DataError, match="no latent 96"):
+        found.histogram("b", 96)
 
 
 def test_damaged_parts_are_named(whole: Path, tmp_path: Path) -> None:

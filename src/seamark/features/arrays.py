@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Sequence
@@ -31,25 +32,27 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def map_arrays(path: Path) -> dict[str, Array]:
-    """Arrays of a safetensors file, read-only and mapped into memory; `FormatError` where it is missing or damaged."""
+    """Arrays of a safetensors file, read-only and mapped into memory; `FormatError` where it is missing or damaged.
+
+    They are views of one mapping, which ends with the last of them.
+    """
     try:
-        with path.open("rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size))
-        start = 8 + size
-        return {name: _mapped(path, start, about) for name, about in header.items() if name != "__metadata__"}
+        whole = np.memmap(path, np.uint8, "r")
+        size = int.from_bytes(whole[:8].tobytes(), "little")
+        header = json.loads(whole[8 : 8 + size].tobytes())
+        data = whole[8 + size :]
+        return {name: _viewed(data, about) for name, about in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
         raise _damaged(path, e) from e
 
 
-def _mapped(path: Path, start: int, about: dict[str, Any]) -> Array:
+def _viewed(data: NDArray[np.uint8], about: dict[str, Any]) -> Array:
     dtype, shape = np.dtype(DTYPES[about["dtype"]]), tuple(int(n) for n in about["shape"])
     begin, end = about["data_offsets"]
-    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
+    if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError("sizes that do not fit together")
-    if not math.prod(shape):
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start + begin, shape)
+    found: Array = np.asarray(data[begin:end]).view(dtype).reshape(shape)
+    return found
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -60,5 +63,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise _damaged(path, e) from e
 
 
-def _damaged(path: Path, problem: Exception) -> FormatError:
+def _damaged(path: Path, problem: Exception) -> Exception:
+    if isinstance(problem, OSError) and problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return problem  # the file is as good as ever
     return FormatError(f"missing or damaged ({problem})", where=str(path), fix="Scan again")

@@ -128,19 +128,22 @@ class TokenTexts(ShownTexts):
 
     def __init__(self, parts: Sequence[Path], starts: NDArray[np.int64], *, prompts: bool) -> None:
         super().__init__(parts, starts, prompts=prompts)
-        self._latents = [TokenLatents(part) for part in parts]
+        self._latents = lru_cache(OPEN_PARTS)(self._load_latents)
         self.read = lru_cache(OPEN_TEXTS)(self._read)
         """(row): the tokens of a text, special ones left out."""
 
+    def _load_latents(self, part: int) -> TokenLatents:
+        return TokenLatents(self.parts[part])
+
     def _read(self, row: int) -> TokenText:
         part, inside = self.place(row)
-        stored = self._latents[part].positions(inside)
+        stored = self._latents(part).positions(inside)
         return self.shown(row, self.rendered(row), stored.position, stored.flags)
 
     def activations(self, text: TokenText, sae_id: str, weights: Mapping[int, float]) -> tuple[float, ...]:
         """Σ weight · max(z, 0) over the latents in `weights`, at each token of `text`."""
         part, inside = self.place(text.row)
-        stored, firings = self._latents[part].read(inside, sae_id)
+        stored, firings = self._latents(part).read(inside, sae_id)
         place = np.repeat(stored.position, np.diff(firings.bounds))
         mine = np.isin(firings.latent, list(weights))
         values: dict[int, float] = {}
@@ -155,7 +158,7 @@ class TokenTexts(ShownTexts):
             text, found = self.read(row), Truth()
             part, inside = self.place(row)
             for sae_id, latents in wanted[row].items():
-                stored, firings = self._latents[part].read(inside, sae_id)
+                stored, firings = self._latents(part).read(inside, sae_id)
                 found |= _at_tokens(text, stored.position, sae_id, firings, latents)
             yield text, found
 

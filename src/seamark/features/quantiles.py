@@ -31,7 +31,8 @@ class LogBins:
         self._keys = np.empty(0, np.int64) if keys is None else keys
         self._counts = np.empty(0, np.int64) if counts is None else counts
         self._waiting: list[Keys] = []
-        self._n_waiting = 0
+        self._coming: list[tuple[Keys, Keys]] = []
+        self._n_waiting = self._n_coming = 0
 
     @property
     def keys(self) -> Keys:
@@ -54,19 +55,38 @@ class LogBins:
 
     def merge(self, other: LogBins) -> None:
         """Add another corpus's counts. Exact, whatever the order."""
-        self._join(other.keys, other.counts)
+        self._take(other.keys, other.counts)
 
     def _count(self) -> None:
         if self._waiting:
             found = np.unique(np.concatenate(self._waiting), return_counts=True)
             self._waiting, self._n_waiting = [], 0
-            self._join(*found)
+            self._take(*found)
+        if self._coming:
+            columns = zip((self._keys, self._counts), *self._coming, strict=True)
+            keys, counts = (np.concatenate(column) for column in columns)
+            self._coming, self._n_coming = [], 0
+            self._keys, where = np.unique(keys, return_inverse=True)
+            self._counts = np.zeros(len(self._keys), np.int64)
+            np.add.at(self._counts, where, counts)
 
-    def _join(self, keys: Keys, counts: Keys) -> None:
-        together, where = np.unique(np.concatenate([self._keys, keys]), return_inverse=True)
-        total = np.zeros(len(together), np.int64)
-        np.add.at(total, where, np.concatenate([self._counts, counts]))
-        self._keys, self._counts = together, total
+    def _take(self, keys: Keys, counts: Keys) -> None:
+        """Counts are joined once as many have come as there are: each is sorted a few times, however many parts."""
+        self._coming.append((keys, counts))
+        self._n_coming += len(keys)
+        if self._n_coming > max(WAITING, len(self._keys)):
+            self._count()
+
+    def histogram(self, latent: int) -> tuple[NDArray[np.float64], Keys]:
+        """(edges [bins + 1], counts [bins]) of a latent, from its first bin to its last; empty where it never fires."""
+        first, last = np.searchsorted(self.keys, [latent * N_BINS, (latent + 1) * N_BINS])
+        if first == last:
+            return np.empty(0), np.empty(0, np.int64)
+        bins = self._keys[first:last] - latent * N_BINS
+        counts = np.zeros(int(bins[-1] - bins[0]) + 1, np.int64)
+        counts[bins - bins[0]] = self._counts[first:last]
+        edges: NDArray[np.float64] = 2.0 ** (np.arange(bins[0], bins[-1] + 2) / PER_OCTAVE + LOWEST)
+        return edges, counts
 
     def quantiles(self, d_sae: int, maxima: NDArray[np.floating], level: float = LEVEL) -> NDArray[np.float64]:
         """The `level` quantile over each latent's firings [d_sae], relative error ≤ 1 %; NaN below 10 firings.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ from scipy.sparse import csc_matrix, csr_matrix, vstack
 from seamark.errors import ConfigError, DataError, FormatError, RunError
 from seamark.features.accumulate import FeatureStats, Pooled
 from seamark.features.arrays import load_arrays, map_arrays, read_table
-from seamark.features.contexts import Context, TokenScores, TokenTexts
+from seamark.features.contexts import OPEN_PARTS, Context, TokenScores, TokenTexts
+from seamark.features.quantiles import LogBins
 from seamark.features.sets import FeatureSet
 from seamark.run import read_json
 
@@ -43,8 +44,9 @@ class Scan:
         self.parts = [path / "parts" / f"{i:05d}" for i in range(len(manifest["rows"]))]
         self.starts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(manifest["rows"])]).astype(np.int64)
         """[parts + 1]: the first row of each part."""
-        self._pooled = cache(self._load_pooled)
+        self._pooled = lru_cache(OPEN_PARTS)(self._load_pooled)
         self.feature_stats = cache(self._load_stats)
+        self._bins = cache(self._load_bins)
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Scan:
@@ -109,6 +111,21 @@ class Scan:
         path = self.path / "saes" / quote(self.sae_id(sae_id), safe="") / "stats.safetensors"
         arrays: dict[str, Any] = load_arrays(path)
         return FeatureStats(**{k: v for k, v in arrays.items() if not k.startswith("bin_")})
+
+    def histogram(self, sae_id: str | None, latent: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """How often a feature's activation at response tokens lies where: (edges [bins + 1], counts [bins]) in
+        logarithmic bins from its least to its largest; both empty where it never fires.
+
+        Raises:
+            DataError: no such latent.
+        """
+        sae_id = self.sae_id(sae_id)
+        self.check_latent(sae_id, latent)
+        return self._bins(sae_id).histogram(latent)
+
+    def _load_bins(self, sae_id: str) -> LogBins:
+        arrays: dict[str, Any] = map_arrays(self.path / "saes" / quote(sae_id, safe="") / "stats.safetensors")
+        return LogBins(arrays["bin_keys"], arrays["bin_counts"])
 
     def q(self, sae_id: str | None = None) -> NDArray[np.float64]:
         """Q_f of every feature [d_sae]; NaN: not available."""

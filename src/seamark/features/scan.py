@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from seamark.errors import ConfigError, DataError
+import torch
+
+from seamark.errors import ConfigError, DataError, RunError
 from seamark.features.config import ScanConfig
 from seamark.features.gather import public_name
 from seamark.features.reading import FORMAT_VERSION, Scan
@@ -26,6 +27,7 @@ from seamark.features.scan_merge import (
     check_place,
     complete,
     continues,
+    discard,
     finish,
     is_scan,
     read_plan,
@@ -40,7 +42,7 @@ from seamark.sae import SparseAutoencoder
 from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs
 
-BATCH_TOKENS = {"cpu": 1024, "gpu": 16384}
+BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
 AUTO_TOKENS_BYTES = 4 << 30
 ASSUMED_L0 = 256
 """Latents a position of an autoencoder without k, to foresee the size of its token shards."""
@@ -76,7 +78,7 @@ def scan(
     out = Path(out)
     with disk_errors(out):
         texts, plan = _plan(model, suite, corpus, out, config or ScanConfig())
-        if not is_scan(out, plan["key"]):
+        if not ranks.told(is_scan(out, plan["key"])):
             _read(model, suite, texts, plan, out, range(len(texts.parts)))
             ranks.by_first(lambda: finish([out], out))
     return Scan.open(out)
@@ -100,8 +102,8 @@ def scan_shard(
     with disk_errors(out):
         texts, plan = _plan(model, suite, corpus, out, config or ScanConfig())
         mine = range(i, len(texts.parts), n)
-        if not is_scan(out, plan["key"]):
-            _read(model, suite, texts, plan, out, mine)
+        if not ranks.told(is_scan(out, plan["key"])):
+            _read(model, suite, texts, plan, out, mine, keep=True)
     return len(mine)
 
 
@@ -138,10 +140,11 @@ def _plan(
     model: HookedModel, suite: Suite, corpus: Pairs | Corpus, out: Path, config: ScanConfig
 ) -> tuple[ScanTexts, dict[str, Any]]:
     """The parts, and what the scan's manifest will say."""
-    ranks.by_first(lambda: complete(out))
+    ranks.by_first(lambda: _complete(out))
     if len(corpus) == 0:
         raise DataError("nothing to scan", where=str(out), fix="Check the files given as pairs or texts")
     check_suite(model, suite)
+    suite = dict(sorted(suite.items()))
     texts = ScanTexts(corpus)
     about = {
         "config": config.model_dump(exclude={"batch_tokens"}),
@@ -157,10 +160,18 @@ def _plan(
         "choices": {"keep_tokens": _keep_tokens(model, suite, texts, config),
                     "precision": resolve_precision(config.precision, model.device.type)},
         "versions": versions(), "n_pairs": len(corpus) if isinstance(corpus, Pairs) else 0, "groups": texts.groups,
-        "parts": [len(part) for part in texts.parts],
+        "parts": [len(part) for part in texts.parts], "threads": torch.get_num_threads(),
         "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
     }  # fmt: skip
-    return texts, plan
+    return texts, ranks.told(_resolved(plan, read_plan(work_folder(out)), config))
+
+
+def _resolved(plan: dict[str, Any], begun: dict[str, Any] | None, config: ScanConfig) -> dict[str, Any]:
+    """What is left to the machine is decided once, by whoever began the same scan in this folder."""
+    if begun is None or any(begun.get(k) != plan[k] for k in ("key", "parts")):
+        return plan
+    left = ["choices", "threads"] + ([] if config.batch_tokens else ["batch_tokens"])
+    return plan | {k: begun[k] for k in left if k in begun}
 
 
 def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: ScanConfig) -> bool:
@@ -171,26 +182,52 @@ def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: Sca
     return n * per_position <= AUTO_TOKENS_BYTES
 
 
-def _read(model: HookedModel, suite: Suite, texts: ScanTexts, plan: dict[str, Any], out: Path, parts: range) -> None:
-    """Make this process's share of `parts` in the work folder of `out`, beside an older scan that may be there."""
-    ranks.by_first(lambda: _prepare(out, plan))
-    config = ScanConfig.model_validate(plan["config"])
+def _read(
+    model: HookedModel, suite: Suite, texts: ScanTexts, plan: dict[str, Any], out: Path, parts: range, *,
+    keep: bool = False,
+) -> None:  # fmt: skip
+    """Make this process's share of `parts` in the work folder of `out`, beside an older scan that may be there; with
+    `keep` parts of another scan there are an error."""
+    ranks.by_first(lambda: _prepare(out, plan, keep=keep))
+    config = ScanConfig.model_validate(plan["config"] | {"precision": plan["choices"]["precision"]})
+    suite = dict(sorted(suite.items()))
     mine = list(parts[ranks.rank() :: ranks.world()])
     with progress("Scan", sum(len(texts.parts[p]) for p in mine), "pairs" if plan["n_pairs"] else "texts") as advance:
         reader = PartReader(model, suite, texts, config, batch_tokens=plan["batch_tokens"],
                             keep_tokens=plan["choices"]["keep_tokens"])  # fmt: skip
-        ranks.together(lambda: reader.read(mine, work_folder(out) / "parts", advance))
+        with _threads(plan["threads"]):
+            ranks.together(lambda: reader.read(mine, work_folder(out) / "parts", advance))
 
 
-def _prepare(out: Path, plan: dict[str, Any]) -> None:
-    """The work folder: parts of the same scan that lie there stay, those of another go."""
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """torch's fp32 products differ in their last bits with the number of threads: a scan goes on as it began."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _complete(out: Path) -> None:
+    if out.is_dir():
+        with _alone(out):
+            complete(out)
+
+
+def _prepare(out: Path, plan: dict[str, Any], *, keep: bool) -> None:
+    """The work folder: parts of the same scan that lie there stay, those of another go (unless `keep`)."""
     out.mkdir(parents=True, exist_ok=True)
     check_place(out)
     with _alone(out):
         work = work_folder(out)
         if work.exists() and continues(read_plan(work), plan):
             return
-        shutil.rmtree(work, ignore_errors=True)
+        if keep and (work / PLAN).exists():
+            raise RunError("shards of another scan lie here, or of this one with other settings", where=str(out),
+                           fix="Give every scan a folder of its own, and its shards the same settings")  # fmt: skip
+        discard(work)
         (work / "parts").mkdir(parents=True)
         write_json(work / PLAN, plan)
 

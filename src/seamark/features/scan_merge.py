@@ -47,7 +47,9 @@ def is_scan(out: Path, key: str) -> bool:
 
 def continues(old: dict[str, Any] | None, new: dict[str, Any]) -> bool:
     """Whether parts made under one plan are those of another, byte for byte."""
-    return old is not None and all(old.get(k) == new[k] for k in ("key", "batch_tokens", "choices", "parts"))
+    return old is not None and all(
+        k in old and old[k] == new.get(k) for k in ("key", "batch_tokens", "choices", "parts")
+    )
 
 
 def check_place(out: Path) -> None:
@@ -70,7 +72,16 @@ def complete(out: Path) -> None:
     if (work / MANIFEST).exists() and (out / "parts").exists():
         (work / MANIFEST).rename(out / MANIFEST)
     if (out / MANIFEST).exists():
-        shutil.rmtree(work)
+        discard(work)
+
+
+def discard(work: Path) -> None:
+    """Remove a work folder so that a kill leaves nothing that could be taken for one."""
+    trash = work.with_name(".scan-old")
+    shutil.rmtree(trash, ignore_errors=True)
+    if work.exists():
+        work.rename(trash)
+        shutil.rmtree(trash)
 
 
 def finish(folders: Sequence[Path], out: Path) -> None:
@@ -85,20 +96,20 @@ def finish(folders: Sequence[Path], out: Path) -> None:
     check_place(out)
     work = work_folder(out)
     if work.exists() and not continues(read_plan(work), plan):
-        shutil.rmtree(work)
+        discard(work)
     parts = _collect(plan, places, work)
     if not (work / PLAN).exists():
         write_json(work / PLAN, plan)
     about = _check(plan, parts)
     for sae_id, config in plan["sae_configs"].items():
         _write_totals(work, sae_id, int(config["d_sae"]), parts)
-    write_json(work / MANIFEST, plan | about)
+    write_json(work / MANIFEST, {k: v for k, v in plan.items() if k != "threads"} | about)
     (out / MANIFEST).unlink(missing_ok=True)
     for name in ("saes", "parts"):
         shutil.rmtree(out / name, ignore_errors=True)
         (work / name).rename(out / name)
     (work / MANIFEST).rename(out / MANIFEST)
-    shutil.rmtree(work)
+    discard(work)
 
 
 def _common_plan(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
@@ -127,7 +138,7 @@ def _plan_of_finished(folder: Path) -> dict[str, Any] | None:
         found = read_json(folder / MANIFEST)
     except RunError:
         return None
-    return found if isinstance(found, dict) and "parts" in found else None
+    return found if isinstance(found, dict) and {"key", "parts", "batch_tokens", "choices"} <= found.keys() else None
 
 
 def _collect(plan: dict[str, Any], places: Sequence[Path], work: Path) -> list[Path]:

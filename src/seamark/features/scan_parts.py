@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -104,7 +106,8 @@ class PartReader:
             chosen = [texts.positions[r] for r in rows]
             got = gather(self.model, texts.texts, rows, chosen, self.hookpoints,
                          with_rewards=self.config.rewards, precision=self.config.precision)  # fmt: skip
-            found = {i: sae.encode(got.activations[sae.config.hookpoint]) for i, sae in self.suite.items()}
+            found = {i: sae.encode(got.activations[sae.config.hookpoint].to(sae.b_enc.device))
+                     for i, sae in self.suite.items()}  # fmt: skip
             writing.do(part.add, rows, found, got.rewards)
         writing.do(part.close)
 
@@ -118,15 +121,28 @@ def batches_of(texts: PartTexts, batch_tokens: int) -> list[list[int]]:
 
 
 class _Writing:
-    """A thread that does what it is given, in order, a few tasks behind; its errors come out at the next task."""
+    """A thread that does what it is given, in order, a few tasks behind; its errors come out at the next task.
+
+    After an error nothing more is done: a part that lacks a batch must not be finished.
+    """
 
     def __init__(self) -> None:
         self._thread, self._pending = ThreadPoolExecutor(1, "write"), deque[Future[None]]()
+        self._failed = False
 
     def do(self, task: Callable[..., None], *arguments: Any) -> None:
         while len(self._pending) >= AHEAD:
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(task, *arguments))
+        self._pending.append(self._thread.submit(self._done, task, *arguments))
+
+    def _done(self, task: Callable[..., None], *arguments: Any) -> None:
+        if self._failed:
+            return
+        try:
+            task(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
     def __enter__(self) -> _Writing:
         return self
@@ -143,10 +159,10 @@ class PartWriter:
     """Collects the batches of a part; `close` brings its folder into place."""
 
     def __init__(self, folder: Path, part: int, texts: PartTexts, reader: PartReader) -> None:
-        self.place, self.scratch = folder / part_name(part), folder / f".{part_name(part)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.place = folder / part_name(part)
+        self.scratch = Path(tempfile.mkdtemp(prefix=f".{part_name(part)}.", dir=folder))  # others may make it too
         self.texts, self.config = texts, reader.config
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
         self.rewards = np.full(len(texts.texts), np.nan)
         apart = self.config.context_positions == "tokens"
         self.totals = {sae_id: Accumulator(sae.config.d_sae, read_apart=apart) for sae_id, sae in reader.suite.items()}
@@ -178,7 +194,13 @@ class PartWriter:
             write_atomic(folder / "totals.safetensors", safetensors.numpy.save(total.totals.arrays()))
         write_parquet(self._texts(), self.scratch / "texts.parquet")
         write_parquet(self._rendered(), self.scratch / "rendered.parquet")
-        self.scratch.rename(self.place)
+        self.scratch.chmod(0o777 & ~_umask())  # as a folder made in the usual way
+        try:
+            self.scratch.rename(self.place)
+        except OSError:
+            if not self.place.exists():
+                raise
+            shutil.rmtree(self.scratch)  # somebody else has made the same part meanwhile
 
     def _texts(self) -> pa.Table:
         rewards = self.rewards.tolist() if self.config.rewards else [None] * len(self.rewards)
@@ -198,6 +220,12 @@ class PartWriter:
             "response_span": [list(t.response_span) for t in texts],
         }
         return pa.table(columns, schema=RENDERED)
+
+
+def _umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

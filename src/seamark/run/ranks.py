@@ -20,7 +20,7 @@ from seamark.errors import RunError, SeamarkError
 from seamark.run.watch import be_silent
 
 T = TypeVar("T")
-PATIENCE = datetime.timedelta(hours=2)
+PATIENCE = datetime.timedelta(days=1)
 """How long ranks wait for one that reads or writes alone."""
 SETTLE_S = 0.2
 
