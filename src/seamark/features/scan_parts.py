@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -159,9 +158,9 @@ class PartWriter:
     """Collects the batches of a part; `close` brings its folder into place."""
 
     def __init__(self, folder: Path, part: int, texts: PartTexts, reader: PartReader) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.place = folder / part_name(part)
-        self.scratch = Path(tempfile.mkdtemp(prefix=f".{part_name(part)}.", dir=folder))  # others may make it too
+        self.scratch = folder / f".{part_name(part)}.{uuid.uuid4().hex}"  # another process may make the same part
+        self.scratch.mkdir(parents=True)
         self.texts, self.config = texts, reader.config
         self.rewards = np.full(len(texts.texts), np.nan)
         apart = self.config.context_positions == "tokens"
@@ -194,7 +193,6 @@ class PartWriter:
             write_atomic(folder / "totals.safetensors", safetensors.numpy.save(total.totals.arrays()))
         write_parquet(self._texts(), self.scratch / "texts.parquet")
         write_parquet(self._rendered(), self.scratch / "rendered.parquet")
-        self.scratch.chmod(0o777 & ~_umask())  # as a folder made in the usual way
         try:
             self.scratch.rename(self.place)
         except OSError:
@@ -220,12 +218,6 @@ class PartWriter:
             "response_span": [list(t.response_span) for t in texts],
         }
         return pa.table(columns, schema=RENDERED)
-
-
-def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
