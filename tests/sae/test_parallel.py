@@ -18,20 +18,19 @@ N = STEPS * BATCH - 5  # the last batch is small
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-import torch, torch.distributed as dist
+import torch
 from test_parallel import N, Checkpoints, chunks, fit, suite
+from seamark.run import ranks
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
 mode, out, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
 saver = Checkpoints(out + "/checkpoints", every=20)
-found = fit(chunks()[: stop or None], suite(), positions=N, checkpoints=saver, parallel=mode)
-same = [None] * dist.get_world_size()
-dist.all_gather_object(same, {{name: sae.fingerprint() for name, sae in found.items()}})
-assert all(s == same[0] for s in same), same
-if dist.get_rank() == 0:
-    for name, sae in found.items():
-        sae.save_pretrained(out + "/" + name)
-dist.destroy_process_group()
+with ranks.joined() as rank:
+    found = fit(chunks()[: stop or None], suite(), positions=N, checkpoints=saver, parallel=mode)
+    same = ranks.collected({{name: sae.fingerprint() for name, sae in found.items()}})
+    assert all(s == same[0] for s in same), same
+    if rank == 0:
+        for name, sae in found.items():
+            sae.save_pretrained(out + "/" + name)
 """
 
 
