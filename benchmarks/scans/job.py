@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -117,7 +118,12 @@ def load_model(setup: Setup, folder: Path) -> RewardModel:
 
 
 def warm_up(loaded: Loaded) -> None:
-    """One short text through the whole model and the autoencoder, and no garbage left."""
+    """One short text through the whole model and the autoencoder, every weight looked at (files are mapped: a page
+    counts once it is touched), the libraries there that any way may need, and no garbage left."""
+    importlib.import_module("pandas")  # pyarrow does so at its first table
+    for module in (loaded.model.hf, loaded.sae):
+        for weights in module.parameters():
+            weights.detach().sum()
     text = loaded.model.renderer().render_text("A short text, to begin with.", "warm-up")
     batch = collate([text], int(loaded.model.config.pad_token_id))
     hookpoint = loaded.sae.config.hookpoint

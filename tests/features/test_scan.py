@@ -13,10 +13,12 @@ from seamark.errors import ConfigError, DataError, FormatError, RunError
 from seamark.features import Scan, ScanConfig, contrast, scan
 from seamark.features.reading import text_scores
 from seamark.features.sets import Feature, FeatureSet
-from seamark.model.reading import read
+from seamark.model.reading import Reader
 from seamark.sae import SAEConfig, SparseAutoencoder
 from seamark.text.pairs import Pairs
 from seamark.text.positions import positions
+
+READ = Reader.__call__
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -42,11 +44,11 @@ def test_one_pass_over_many_autoencoders_equals_each_alone(tmp_path: Path, monke
     model, pairs = tiny(), make_pairs()
     reads: list[int] = []
 
-    def counting(model, batch, hookpoints, **kwargs):
+    def counting(self, batch):
         reads.extend(batch.rows)
-        return read(model, batch, hookpoints, **kwargs)
+        return READ(self, batch)
 
-    monkeypatch.setattr(gather_module, "read", counting)
+    monkeypatch.setattr(Reader, "__call__", counting)
     together = scan(model, suite, pairs, tmp_path / "all")
     assert sorted(reads) == list(range(2 * len(pairs)))
     for sae_id, sae in suite.items():
@@ -91,11 +93,27 @@ def test_same_bytes_and_no_second_pass(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("a", "b"):
         scan(model, {"s": make_sae()}, pairs, tmp_path / name, config=ScanConfig(batch_tokens=200))
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    monkeypatch.setattr(gather_module, "read", None)  # would fail
+    monkeypatch.setattr(Reader, "__call__", None)  # would fail
     scan(model, {"s": make_sae()}, pairs, tmp_path / "a", config=ScanConfig(batch_tokens=300))
     monkeypatch.undo()
     changed = scan(model, {"s": make_sae(seed=1)}, pairs, tmp_path / "a")  # another autoencoder: made again
     assert changed.manifest["key"] != Scan.open(tmp_path / "b").manifest["key"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_cores_read_side_by_side_and_change_no_byte(tmp_path: Path, kind: str) -> None:
+    model, pairs, before = tiny(kind), make_pairs(), torch.get_num_threads()
+    model.hf.train()
+    try:
+        for cores in (1, 5):
+            torch.set_num_threads(cores)
+            scan(model, {"s": make_sae()}, pairs, tmp_path / str(cores), config=ScanConfig(batch_tokens=150))
+            assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+        assert model.hf.training
+        model.hf.eval()
+    assert files(tmp_path / "1") == files(tmp_path / "5")
 
 
 def test_batch_size_moves_rounding_only(tmp_path: Path) -> None:
@@ -214,13 +232,13 @@ def test_reading_errors(tmp_path: Path) -> None:
 
 
 def test_bad_activations_name_hookpoint_and_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model, batch, hookpoints, **kwargs):
-        reading = read(model, batch, hookpoints, **kwargs)
+    def broken(self, batch):
+        reading = READ(self, batch)
         h = reading.activations["layers.2"].clone()
         h[batch.rows.index(3) if 3 in batch.rows else 0] = torch.nan if 3 in batch.rows else 0.0
         return replace(reading, activations={"layers.2": h})
 
-    monkeypatch.setattr(gather_module, "read", broken)
+    monkeypatch.setattr(Reader, "__call__", broken)
     with pytest.raises(DataError, match=r"layers\.2 of text p1:rejected: activations hold NaN"):
         scan(tiny(), {"s": make_sae()}, make_pairs(), tmp_path)
 
@@ -257,13 +275,13 @@ def test_an_interrupted_scan_leaves_the_old_one_whole(tmp_path: Path, monkeypatc
     before = files(tmp_path / "a")
     calls = []
 
-    def dying(model, batch, hookpoints, **kwargs):
+    def dying(self, batch):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return read(model, batch, hookpoints, **kwargs)
+        return READ(self, batch)
 
-    monkeypatch.setattr(gather_module, "read", dying)
+    monkeypatch.setattr(Reader, "__call__", dying)
     for target in ("a", "new"):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):

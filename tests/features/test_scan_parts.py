@@ -18,10 +18,11 @@ from seamark.features import Scan, ScanConfig, contexts, merge_scans, reading, s
 from seamark.features.accumulate import Accumulator
 from seamark.features.scan_parts import PartReader, PartWriter, batches_of
 from seamark.features.scan_texts import ScanTexts
-from seamark.model.reading import read
+from seamark.model.reading import Reader
 
 SUITE = {"a/1": make_sae(), "b": make_sae("layers.1.mlp", seed=4)}
 CONFIG = ScanConfig(batch_tokens=300)
+READ = Reader.__call__
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -106,24 +107,24 @@ def test_a_shard_that_is_missing_or_foreign(tmp_path: Path) -> None:
 def test_a_scan_goes_on_with_the_parts_it_lacks(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
 
-    def dying(model, batch, hookpoints, **kwargs):
+    def dying(self, batch):
         rows.append(len(batch.rows))
         if sum(rows) > 12:
             raise KeyboardInterrupt
-        return read(model, batch, hookpoints, **kwargs)
+        return READ(self, batch)
 
-    monkeypatch.setattr(gather_module, "read", dying)
+    monkeypatch.setattr(Reader, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
     done = {p.name for p in (tmp_path / ".scan" / "parts").iterdir() if not p.name.startswith(".")}
     assert done
     read_again: list[int] = []
 
-    def counting(model, batch, hookpoints, **kwargs):
+    def counting(self, batch):
         read_again.append(len(batch.rows))
-        return read(model, batch, hookpoints, **kwargs)
+        return READ(self, batch)
 
-    monkeypatch.setattr(gather_module, "read", counting)
+    monkeypatch.setattr(Reader, "__call__", counting)
     scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
     kept = sum(Scan.open(whole).manifest["rows"][int(name)] for name in done)
     assert sum(read_again) == 2 * len(make_pairs()) - kept

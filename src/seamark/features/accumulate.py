@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -62,6 +61,10 @@ class Pooled:
     read_indptr: NDArray[np.int64]
     read_latent: NDArray[np.int32]
     read_max: NDArray[np.float32]
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """For a file."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class Accumulator:
         if self.read_apart:
             self._read.append(_Maxima.of(pool(owner, firings.latent, firings.value, self.d_sae)))
         scored = (flags & SCORING) != 0
-        self._scored.append(pool(owner[scored], firings.latent[scored], firings.value[scored], self.d_sae))
+        groups = pool(owner[scored], firings.latent[scored], firings.value[scored], self.d_sae)
+        self._scored.append(groups._replace(owner=groups.owner.astype(np.int32)))
 
     def close(self, n_texts: int) -> Pooled:
         """Everything pooled, in the order of the texts; `totals` are complete after it."""
@@ -157,7 +161,6 @@ class Accumulator:
         totals.texts += np.bincount(found.latent, minlength=self.d_sae)
         np.maximum.at(totals.max, found.latent, found.max)
         read = _Maxima(*_joined(_Maxima, self._read))
-        self._scored, self._read = [], []
         read_indptr = _indptr(read.owner, n_texts) if self.read_apart else np.empty(0, np.int64)
         return Pooled(_indptr(found.owner, n_texts), found.latent, found.sum.astype(np.float32), found.max, found.times,
                       read_indptr, read.latent, read.max)  # fmt: skip
@@ -166,7 +169,7 @@ class Accumulator:
 class _Maxima(NamedTuple):
     """What is kept of `Groups` where the largest value is all that counts."""
 
-    owner: NDArray[np.int64]
+    owner: NDArray[np.int32]
     latent: NDArray[np.int32]
     max: NDArray[np.float32]
 
@@ -175,14 +178,15 @@ class _Maxima(NamedTuple):
         return cls(groups.owner.astype(np.int32), groups.latent, groups.max)
 
 
-def _joined(kind: type[Groups | _Maxima], batches: Sequence[Groups | _Maxima]) -> list[Any]:
-    """The columns of all batches, in the order of owners."""
+def _joined(kind: type[Groups | _Maxima], batches: list[Groups] | list[_Maxima]) -> list[Any]:
+    """The columns of all batches, in the order of owners. The list is emptied: each column goes as it is joined."""
     nothing = np.empty(0, np.int64)
     none = pool(nothing, nothing.astype(np.int32), nothing.astype(np.float32), 1)
-    held = [none, *batches]
-    order = np.argsort(np.concatenate([b.owner for b in held]), kind="stable")
-    return [np.concatenate([getattr(b, name) for b in held])[order] for name in kind._fields]
+    held = {name: [getattr(b, name) for b in (none, *batches)] for name in kind._fields}
+    batches.clear()
+    order = np.argsort(np.concatenate(held["owner"]), kind="stable")
+    return [np.concatenate(held.pop(name))[order] for name in kind._fields]
 
 
-def _indptr(owner: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def _indptr(owner: NDArray[np.integer], n: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.bincount(owner, minlength=n).cumsum()]).astype(np.int64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from seamark.errors import FormatError
+from seamark.run import write_atomic
 
 DTYPES = {"I64": "<i8", "I32": "<i4", "F64": "<f8", "F32": "<f4", "U8": "<u1"}
+NAMES = {dtype[1:]: name for name, dtype in DTYPES.items()}
 Array = NDArray[Any]
 
 
@@ -29,6 +32,25 @@ def load_arrays(path: Path) -> dict[str, Array]:
     except (SafetensorError, OSError) as e:
         raise _damaged(path, e) from e
     return arrays
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write a safetensors file, whole or not at all, without a second copy of the arrays in memory."""
+    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = safetensors_header({name: (array.dtype, array.shape) for name, array in held.items()})
+    write_atomic(path, itertools.chain([header], (array.reshape(-1).view(np.uint8).data for array in held.values())))
+
+
+def safetensors_header(arrays: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> bytes:
+    """The beginning of a file whose arrays follow in this order."""
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, (dtype, shape) in arrays.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype.str[1:]], "shape": list(shape), "data_offsets": [begin, end]}
+    said = json.dumps(header).encode()
+    said += b" " * (-len(said) % 8)
+    return len(said).to_bytes(8, "little") + said
 
 
 def map_arrays(path: Path) -> dict[str, Array]:

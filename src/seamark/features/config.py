@@ -30,8 +30,8 @@ class ScanConfig(BaseModel):
     max_length: int | None = Field(default=None, gt=0)
     """Most tokens of a text, cut at the left; None: what the model can take."""
     batch_tokens: int | None = Field(default=None, gt=0)
-    """Padded tokens in a batch; None: 2048 on a CPU, where more only takes memory, 16384 on a GPU. Moves no result by
-    more than rounding."""
+    """Padded tokens in a batch; None: 512 on a CPU, where each core has a batch of its own, 16384 on a GPU. Moves no
+    result by more than rounding."""
     rewards: bool = True
     """Also keep the reward of every text: runs the model to its head, in the same pass."""
     precision: Precision = "fp32"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 class Groups(NamedTuple):
     """Entries summed by (owner, latent), in that order."""
 
-    owner: NDArray[np.int64]
+    owner: NDArray[np.integer]
     latent: NDArray[np.int32]
     sum: NDArray[np.float64]
     square: NDArray[np.float64]

@@ -15,7 +15,7 @@ from seamark.errors import DataError
 from seamark.model.batching import collate
 from seamark.model.loading import HookedModel
 from seamark.model.precision import Precision
-from seamark.model.reading import read
+from seamark.model.reading import Reader
 from seamark.text.rendering import Rendered
 
 Positions = NDArray[np.int32]
@@ -61,8 +61,17 @@ def gather(
     Raises:
         DataError: NaN or infinite activations or rewards, naming hookpoint and text.
     """
-    batch = collate(texts, int(model.config.pad_token_id), pad_to, rows)
-    reading = read(model, batch, hookpoints, with_output=with_rewards, precision=precision)
+    with Reader(model, hookpoints, with_output=with_rewards, precision=precision) as reader:
+        return gather_by(reader, texts, rows, positions, pad_to=pad_to)
+
+
+def gather_by(
+    reader: Reader, texts: Sequence[Rendered], rows: Sequence[int], positions: Sequence[Positions], *,
+    pad_to: int | None = None,
+) -> Gathered:  # fmt: skip
+    """`gather` for many batches, by an open reader."""
+    batch = collate(texts, int(reader.model.config.pad_token_id), pad_to, rows)
+    reading = reader(batch)
     counts = np.asarray([len(p) for p in positions])
     at_B = torch.from_numpy(np.repeat(np.arange(len(rows)), counts))
     at_T = torch.from_numpy(np.concatenate([*positions, np.empty(0, np.int32)]).astype(np.int64))

@@ -20,7 +20,7 @@ MIN_FIRINGS = 10
 Keys = NDArray[np.int64]
 
 
-WAITING = 1 << 19
+WAITING = 1 << 17
 """Firings counted together: sorting few large arrays beats merging many small ones."""
 
 

@@ -37,13 +37,17 @@ from seamark.features.scan_parts import PartReader, Suite
 from seamark.features.scan_texts import ScanTexts
 from seamark.model.loading import HookedModel
 from seamark.model.precision import resolve_precision
+from seamark.model.reading import reads_side_by_side
 from seamark.run import digest, disk_errors, progress, ranks, versions, write_json
 from seamark.sae import SparseAutoencoder
 from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs
 
-BATCH_TOKENS = {"cpu": 2048, "gpu": 16384}
+BATCH_TOKENS = {"cpu": 512, "gpu": 16384}
+AT_ONCE = 8
+"""Batches that run side by side on a CPU, at most; with more cores each gets several threads."""
 AUTO_TOKENS_BYTES = 4 << 30
+BYTES_OF_A_CHARACTER = 4
 ASSUMED_L0 = 256
 """Latents a position of an autoencoder without k, to foresee the size of its token shards."""
 
@@ -160,7 +164,7 @@ def _plan(
         "choices": {"keep_tokens": _keep_tokens(model, suite, texts, config),
                     "precision": resolve_precision(config.precision, model.device.type)},
         "versions": versions(), "n_pairs": len(corpus) if isinstance(corpus, Pairs) else 0, "groups": texts.groups,
-        "parts": [len(part) for part in texts.parts], "threads": torch.get_num_threads(),
+        "parts": [len(part) for part in texts.parts], "threads": _threads_of_a_batch(model),
         "sae_configs": {sae_id: sae.config.model_dump() for sae_id, sae in suite.items()},
     }  # fmt: skip
     return texts, ranks.told(_resolved(plan, read_plan(work_folder(out)), config))
@@ -174,10 +178,19 @@ def _resolved(plan: dict[str, Any], begun: dict[str, Any] | None, config: ScanCo
     return plan | {k: begun[k] for k in left if k in begun}
 
 
+def _threads_of_a_batch(model: HookedModel) -> int:
+    """torch's threads for one batch. On a CPU batches run side by side and share out the cores; a GPU runs one."""
+    cores = torch.get_num_threads()
+    alone = model.device.type != "cpu" or not reads_side_by_side(model.hf)
+    return cores if alone else max(1, cores // AT_ONCE)
+
+
 def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: ScanConfig) -> bool:
     if config.keep_tokens != "auto":
         return config.keep_tokens == "always"
     per_position = sum(8 * (sae.config.k or ASSUMED_L0) + 8 for sae in suite.values()) + 9
+    if texts.characters * BYTES_OF_A_CHARACTER * per_position <= AUTO_TOKENS_BYTES:
+        return True  # even if every byte were a token
     n = texts.expected_positions(model.renderer(config.max_length), config)
     return n * per_position <= AUTO_TOKENS_BYTES
 
@@ -192,9 +205,12 @@ def _read(
     config = ScanConfig.model_validate(plan["config"] | {"precision": plan["choices"]["precision"]})
     suite = dict(sorted(suite.items()))
     mine = list(parts[ranks.rank() :: ranks.world()])
+    cpu = model.device.type == "cpu" and reads_side_by_side(model.hf)
+    at_once = max(1, torch.get_num_threads() // plan["threads"]) if cpu else 1
     with progress("Scan", sum(len(texts.parts[p]) for p in mine), "pairs" if plan["n_pairs"] else "texts") as advance:
         reader = PartReader(model, suite, texts, config, batch_tokens=plan["batch_tokens"],
-                            keep_tokens=plan["choices"]["keep_tokens"])  # fmt: skip
+                            keep_tokens=plan["choices"]["keep_tokens"], at_once=at_once,
+                            threads=plan["threads"])  # fmt: skip
         with _threads(plan["threads"]):
             ranks.together(lambda: reader.read(mine, work_folder(out) / "parts", advance))
 

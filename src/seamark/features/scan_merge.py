@@ -9,14 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-
 from seamark.errors import DataError, FormatError, RunError
 from seamark.features.accumulate import Totals
-from seamark.features.arrays import load_arrays, read_table
+from seamark.features.arrays import load_arrays, read_table, save_arrays
 from seamark.features.reading import MANIFEST
 from seamark.features.scan_parts import part_name, sae_folder
-from seamark.run import read_json, write_atomic, write_json
+from seamark.run import read_json, write_json
 
 PLAN = "plan.json"
 BESIDE = {"manifest.json", "result.json", "rejected.jsonl"}
@@ -200,5 +198,4 @@ def _write_totals(work: Path, sae_id: str, d_sae: int, parts: Sequence[Path]) ->
     for part in parts:
         whole.add(Totals.of(load_arrays(sae_folder(part, sae_id) / "totals.safetensors")))
     bins = {"bin_keys": whole.bins.keys, "bin_counts": whole.bins.counts}
-    data = safetensors.numpy.save(asdict(whole.stats()) | bins)
-    write_atomic(sae_folder(work, sae_id) / "stats.safetensors", data)
+    save_arrays(sae_folder(work, sae_id) / "stats.safetensors", asdict(whole.stats()) | bins)

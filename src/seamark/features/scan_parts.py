@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,23 +15,27 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 
 from seamark.features.accumulate import Accumulator, Firings, StoredPositions
+from seamark.features.arrays import save_arrays
 from seamark.features.config import ScanConfig
-from seamark.features.gather import gather
+from seamark.features.gather import gather_by
 from seamark.features.scan_texts import PartTexts, ScanTexts
 from seamark.features.token_latents import TokenWriter
 from seamark.model.batching import plan_batches
 from seamark.model.loading import HookedModel
-from seamark.run import write_atomic
+from seamark.model.reading import Reader
+from seamark.run import give_back_memory, write_atomic
 from seamark.sae import SparseAutoencoder, SparseLatents
 from seamark.text.rendering import Renderer
 
 AHEAD = 2
 """Batches that wait for the writer, at most."""
 Suite = Mapping[str, SparseAutoencoder]
+Found = tuple[dict[str, SparseLatents], NDArray[np.float64] | None]
+"""What a batch gave: latents of every autoencoder at its positions, and rewards where asked for."""
 
 TEXTS = pa.schema([
     ("text_id", pa.string()), ("pair_id", pa.string()), ("side", pa.string()), ("group", pa.string()),
@@ -57,7 +61,7 @@ def sae_folder(folder: Path, sae_id: str) -> Path:
 
 
 class PartReader:
-    """Reads parts of a corpus. While the model runs, one thread tokenises the next part and one writes what is there.
+    """Reads parts of a corpus. While batches run, one thread tokenises the next part and one writes what is there.
 
     Args:
         model: the model.
@@ -66,14 +70,16 @@ class PartReader:
         config: how.
         batch_tokens: padded tokens in a batch.
         keep_tokens: whether latents of single tokens are written.
+        at_once: batches that run side by side, each in a thread of its own.
+        threads: torch's threads for each of them.
     """
 
     def __init__(
         self, model: HookedModel, suite: Suite, corpus: ScanTexts, config: ScanConfig, *, batch_tokens: int,
-        keep_tokens: bool,
+        keep_tokens: bool, at_once: int = 1, threads: int = 1,
     ) -> None:  # fmt: skip
         self.model, self.suite, self.corpus, self.config, self.keep_tokens = model, suite, corpus, config, keep_tokens
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.at_once, self.threads = batch_tokens, at_once, threads
         self.renderer: Renderer = model.renderer(config.max_length)
         self.hookpoints = sorted({sae.config.hookpoint for sae in suite.values()})
         for sae in suite.values():
@@ -88,27 +94,65 @@ class PartReader:
         missing = [p for p in parts if not (folder / part_name(p)).exists()]
         for p in set(parts) - set(missing):
             advance(len(self.corpus.parts[p]))
-        with ThreadPoolExecutor(1, "render") as renderer, _Writing() as writing:
-            coming = deque(renderer.submit(self._render, p) for p in missing[:1])
-            for i, part in enumerate(missing):
-                texts = coming.popleft().result()
-                if i + 1 < len(missing):
-                    coming.append(renderer.submit(self._render, missing[i + 1]))
-                self._read_part(texts, PartWriter(folder, part, texts, self), writing)
-                advance(len(self.corpus.parts[part]))
+        reader = Reader(self.model, self.hookpoints, with_output=self.config.rewards, precision=self.config.precision)
+        with reader, ThreadPoolExecutor(1, "render") as renderer, _Writing() as writing:
+            work = partial(self._read_batch, reader)
+            for part, rows, got in in_order(work, self._batches(missing, folder, renderer), self.at_once, self.threads):
+                if got is not None:
+                    writing.do(part.add, rows, *got)
+                else:
+                    writing.do(part.close)
+                    writing.do(partial(give_back_memory, collect=False))
+                    advance(len(self.corpus.parts[part.number]))
+
+    def _batches(
+        self, missing: list[int], folder: Path, renderer: ThreadPoolExecutor
+    ) -> Iterator[tuple[PartWriter, list[int]]]:
+        """The batches of all parts, one behind the other; no rows: the part is at its end."""
+        coming = deque(renderer.submit(self._render, p) for p in missing[:1])
+        for i, number in enumerate(missing):
+            texts = coming.popleft().result()
+            if i + 1 < len(missing):
+                coming.append(renderer.submit(self._render, missing[i + 1]))
+            part = PartWriter(folder, number, texts, self)
+            yield from ((part, rows) for rows in batches_of(texts, self.batch_tokens))
+            yield part, []
 
     def _render(self, part: int) -> PartTexts:
         return self.corpus.render(part, self.renderer, self.config)
 
-    def _read_part(self, texts: PartTexts, part: PartWriter, writing: _Writing) -> None:
-        for rows in batches_of(texts, self.batch_tokens):
-            chosen = [texts.positions[r] for r in rows]
-            got = gather(self.model, texts.texts, rows, chosen, self.hookpoints,
-                         with_rewards=self.config.rewards, precision=self.config.precision)  # fmt: skip
-            found = {i: sae.encode(got.activations[sae.config.hookpoint].to(sae.b_enc.device))
-                     for i, sae in self.suite.items()}  # fmt: skip
-            writing.do(part.add, rows, found, got.rewards)
-        writing.do(part.close)
+    def _read_batch(self, reader: Reader, part: PartWriter, rows: list[int]) -> Found | None:
+        if not rows:
+            return None
+        texts = part.texts
+        got = gather_by(reader, texts.texts, rows, [texts.positions[r] for r in rows])
+        found = {i: sae.encode(got.activations[sae.config.hookpoint].to(sae.b_enc.device))
+                 for i, sae in self.suite.items()}  # fmt: skip
+        return found, got.rewards
+
+
+def in_order(
+    work: Callable[[PartWriter, list[int]], Found | None], batches: Iterable[tuple[PartWriter, list[int]]],
+    at_once: int, threads: int,
+) -> Iterator[tuple[PartWriter, list[int], Found | None]]:  # fmt: skip
+    """Each batch with what `work` makes of it, in their order; `at_once` of them are worked on side by side.
+
+    A batch for each thread beats all threads on one batch: they need not wait for one another at every product, nor
+    for the core on which texts are tokenised or written just then.
+    """
+    pool = ThreadPoolExecutor(at_once, "read", initializer=torch.set_num_threads, initargs=(threads,))
+    coming: deque[tuple[PartWriter, list[int], Future[Found | None]]] = deque()
+    try:
+        for part, rows in batches:
+            coming.append((part, rows, pool.submit(work, part, rows)))
+            if len(coming) > at_once:
+                part, rows, first = coming.popleft()
+                yield part, rows, first.result()
+        while coming:
+            part, rows, first = coming.popleft()
+            yield part, rows, first.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def batches_of(texts: PartTexts, batch_tokens: int) -> list[list[int]]:
@@ -158,7 +202,7 @@ class PartWriter:
     """Collects the batches of a part; `close` brings its folder into place."""
 
     def __init__(self, folder: Path, part: int, texts: PartTexts, reader: PartReader) -> None:
-        self.place = folder / part_name(part)
+        self.number, self.place = part, folder / part_name(part)
         self.scratch = folder / f".{part_name(part)}.{uuid.uuid4().hex}"  # another process may make the same part
         self.scratch.mkdir(parents=True)
         self.texts, self.config = texts, reader.config
@@ -189,8 +233,8 @@ class PartWriter:
             self.tokens.close()
         for sae_id, total in self.totals.items():
             folder, pooled = sae_folder(self.scratch, sae_id), total.close(len(self.texts.texts))
-            write_atomic(folder / "pooled.safetensors", safetensors.numpy.save(asdict(pooled)))
-            write_atomic(folder / "totals.safetensors", safetensors.numpy.save(total.totals.arrays()))
+            save_arrays(folder / "pooled.safetensors", pooled.arrays())
+            save_arrays(folder / "totals.safetensors", total.totals.arrays())
         write_parquet(self._texts(), self.scratch / "texts.parquet")
         write_parquet(self._rendered(), self.scratch / "rendered.parquet")
         try:

@@ -18,8 +18,8 @@ from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs, PreferencePair, hash_unit, plain
 from seamark.text.rendering import Rendered, Renderer
 
-PART_CHARACTERS = 1 << 18
-"""Characters of a part: about 65,000 tokens. Its texts and pooled latents lie in memory until it is written."""
+PART_CHARACTERS = 1 << 17
+"""Characters of a part: about 30,000 tokens. Its texts and pooled latents lie in memory until it is written."""
 OVERHEAD = 256
 """Characters that a text counts for besides its own."""
 SAMPLE = 64
@@ -43,7 +43,10 @@ class ScanTexts:
 
     def __init__(self, corpus: Pairs | Corpus, characters: int | None = None) -> None:
         self.corpus = corpus
-        self.parts = _cut([_size(item) for item in corpus], characters or PART_CHARACTERS)
+        sizes = [_size(item) for item in corpus]
+        self.characters = sum(sizes)
+        """Of the whole corpus, with `OVERHEAD` for each text."""
+        self.parts = _cut(sizes, characters or PART_CHARACTERS)
         """Ranges of items."""
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 
 from seamark.errors import FormatError
 from seamark.features.accumulate import Firings, StoredPositions
-from seamark.features.arrays import map_arrays
+from seamark.features.arrays import map_arrays, safetensors_header
 
 FILE = "tokens.safetensors"
-NAMES = {"i8": "I64", "i4": "I32", "f4": "F32", "u1": "U8"}
 
 
 class TokenWriter:
@@ -55,16 +53,11 @@ class TokenWriter:
         """Join the arrays; their own files go."""
         for name, array in self._place.items():
             self._append(name, array)
-        header: dict[str, dict[str, Any]] = {}
-        end = 0
-        for name, growing in self._growing.items():
+        for growing in self._growing.values():
             growing.file.close()
-            begin, end = end, end + growing.n * growing.dtype.itemsize
-            header[name] = {"dtype": NAMES[growing.dtype.str[1:]], "shape": [growing.n], "data_offsets": [begin, end]}
-        said = json.dumps(header).encode()
-        said += b" " * (-len(said) % 8)
+        header = safetensors_header({name: (g.dtype, (g.n,)) for name, g in self._growing.items()})
         with (self.folder / FILE).open("wb") as out:
-            out.write(len(said).to_bytes(8, "little") + said)
+            out.write(header)
             for growing in self._growing.values():
                 with growing.path.open("rb") as one:
                     shutil.copyfileobj(one, out)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import os
+import threading
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,22 @@ class HookedModel:
     def __init__(self, hf: nn.Module, tokenizer: Any, name: str) -> None:
         self.hf: Any = hf
         self.tokenizer, self.name = tokenizer, name
-        self.batch: Batch | None = None
-        """The batch being read now, for functions applied at hookpoints."""
-        self.batch_of_call: Batch | None = None
-        """The batch of the latest direct call of `hf` while `apply_at` is open."""
+        self._now = threading.local()
         _ensure_pad_token(hf, tokenizer)
+
+    @property
+    def batch(self) -> Batch | None:
+        """The batch this thread is reading now, for functions applied at hookpoints."""
+        return getattr(self._now, "batch", None)
+
+    @property
+    def batch_of_call(self) -> Batch | None:
+        """The batch of this thread's latest direct call of `hf` while `apply_at` is open."""
+        return getattr(self._now, "of_call", None)
+
+    @batch_of_call.setter
+    def batch_of_call(self, batch: Batch | None) -> None:
+        self._now.of_call = batch
 
     @property
     def device(self) -> torch.device:
@@ -116,11 +128,11 @@ class HookedModel:
     @contextlib.contextmanager
     def reading(self, batch: Batch) -> Iterator[Batch]:
         """Mark `batch` as the one being read."""
-        before, self.batch = self.batch, batch
+        before, self._now.batch = self.batch, batch
         try:
             yield batch
         finally:
-            self.batch = before
+            self._now.batch = before
 
 
 @functools.cache

@@ -7,6 +7,7 @@ pass is cut short, so neither later blocks nor a head nobody reads are computed.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,14 +51,108 @@ def _with_tensor(output: Any, h: Tensor) -> Any:
 @contextlib.contextmanager
 def evaluating(hf: nn.Module, precision: Precision) -> Iterator[None]:
     """Eval mode, no gradients, autocast only as asked; the training flag is put back."""
+    with in_eval(hf), computing(hf, precision):
+        yield
+
+
+@contextlib.contextmanager
+def in_eval(hf: nn.Module) -> Iterator[None]:
+    """Eval mode with an exact head. This is the module's state, so it holds for all threads."""
     was_training = hf.training
     hf.eval()
-    device = next(hf.parameters()).device.type
     try:
-        with torch.inference_mode(), autocast(device, precision), exact_head(hf):
+        with exact_head(hf):
             yield
     finally:
         hf.train(was_training)
+
+
+@contextlib.contextmanager
+def computing(hf: nn.Module, precision: Precision) -> Iterator[None]:
+    """No gradients, and autocast only as asked: for this thread alone."""
+    device = next(hf.parameters()).device.type
+    with torch.inference_mode(), autocast(device, precision):
+        yield
+
+
+def reads_side_by_side(hf: nn.Module) -> bool:
+    """Whether several threads may call the model at once: transformers' own code does, unless its positions change with
+    the length of a text (they are then kept in the module)."""
+    config: Any = getattr(hf, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or "")
+    return type(hf).__module__.startswith("transformers.") and not any(k in kinds for k in ("dynamic", "longrope"))
+
+
+class Reader:
+    """Reads batches at the same hookpoints, in one thread or in several at once. Use it in a `with` statement.
+
+    Args:
+        model: the model.
+        hookpoints: names as in `hookpoints.py`.
+        with_output: also run to the head and return the rewards.
+        precision: "fp32" computes in the weights' own dtype; "bf16" under autocast, "auto" where that is
+            fast.
+
+    Raises:
+        ModelError: an unknown hookpoint.
+    """
+
+    def __init__(
+        self, model: HookedModel, hookpoints: Sequence[str], *, with_output: bool = False, precision: Precision = "fp32"
+    ) -> None:
+        self.model, self.with_output, self.precision = model, with_output, precision
+        self._modules = {name: resolve(model.hf, name) for name in dict.fromkeys(hookpoints)}
+        self._here = threading.local()  # hooks hang on the model, which all threads share: each looks at its own pass
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Reader:
+        with contextlib.ExitStack() as opening:
+            opening.enter_context(in_eval(self.model.hf))
+            for name, module in self._modules.items():
+                opening.callback(module.register_forward_hook(self._watch(name)).remove)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _watch(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            seen: dict[str, Tensor] | None = getattr(self._here, "seen", None)
+            if seen is None:
+                return  # somebody else's pass
+            seen[name] = _tensor(output)
+            if len(seen) == len(self._modules) and not self.with_output:
+                raise _SeenEnough
+
+        return hook
+
+    def __call__(self, batch: Batch) -> Reading:
+        """Activations in the model's dtype, on its device, in the order asked for; padding positions hold meaningless
+        numbers.
+
+        Raises:
+            ModelError: rewards asked of a model that gives none.
+        """
+        if not self._modules and not self.with_output:
+            return Reading({}, None)
+        seen: dict[str, Tensor] = {}
+        rewards: Tensor | None = None
+        model, self._here.seen = self.model, seen
+        try:
+            with computing(model.hf, self.precision), model.reading(batch.to(model.device)) as moved:
+                output = model.forward(moved)
+                if self.with_output:
+                    rewards = model.rewards_of(output)
+        except _SeenEnough:
+            pass
+        finally:
+            self._here.seen = None
+        missed = [name for name in self._modules if name not in seen]
+        if missed:
+            raise ModelError(f"the model ran without passing {', '.join(missed)}", where=model.name)
+        return Reading({name: seen[name] for name in self._modules}, rewards)
 
 
 def read(
@@ -70,51 +165,11 @@ def read(
 ) -> Reading:
     """Run one batch and return the activations at `hookpoints`.
 
-    Padding positions hold meaningless numbers: use `batch.attention_mask`.
-
-    Args:
-        model: the model.
-        batch: texts from `collate`.
-        hookpoints: names as in `hookpoints.py`.
-        with_output: also run to the head and return the rewards.
-        precision: "fp32" computes in the weights' own dtype; "bf16" under autocast, "auto" where that is
-            fast.
-
-    Returns:
-        Activations in the model's dtype, on its device, in the order asked for.
-
-    Raises:
-        ModelError: an unknown hookpoint, or rewards asked of a model that gives none.
+    Padding positions hold meaningless numbers: use `batch.attention_mask`. Arguments, what comes back and errors as of
+    `Reader`, which is for many batches.
     """
-    wanted = {name: resolve(model.hf, name) for name in dict.fromkeys(hookpoints)}
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            seen[name] = _tensor(output)
-            if len(seen) == len(wanted) and not with_output:
-                raise _SeenEnough
-
-        return hook
-
-    if not wanted and not with_output:
-        return Reading({}, None)
-    handles = [module.register_forward_hook(watch(name)) for name, module in wanted.items()]
-    rewards: Tensor | None = None
-    try:
-        with evaluating(model.hf, precision), model.reading(batch.to(model.device)) as moved:
-            output = model.forward(moved)
-            if with_output:
-                rewards = model.rewards_of(output)
-    except _SeenEnough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    missed = [name for name in wanted if name not in seen]
-    if missed:
-        raise ModelError(f"the model ran without passing {', '.join(missed)}", where=model.name)
-    return Reading({name: seen[name] for name in wanted}, rewards)
+    with Reader(model, hookpoints, with_output=with_output, precision=precision) as reader:
+        return reader(batch)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from seamark.run.files import (
 )
 from seamark.run.folder import MANIFEST, Run, Stage, result_digest
 from seamark.run.watch import Board, RssMeter, board, progress, say
-from seamark.run.workers import Workers
+from seamark.run.workers import Workers, give_back_memory
 
 __all__ = [
     "MANIFEST",
@@ -27,6 +27,7 @@ __all__ = [
     "digest",
     "disk_errors",
     "file_digest",
+    "give_back_memory",
     "progress",
     "read_json",
     "result_digest",

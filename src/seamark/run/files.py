@@ -10,7 +10,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, flushed to disk, then renamed."""
+def write_atomic(path: Path, data: str | bytes | Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, flushed to disk, then renamed. Large data may
+    come in pieces."""
+    pieces = [data.encode("utf-8", "surrogatepass")] if isinstance(data, str) else data
+    pieces = [pieces] if isinstance(pieces, bytes) else pieces
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as f:
-            f.write(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+            f.writelines(pieces)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(path)
