@@ -172,6 +172,13 @@ def test_a_ratio_of_sums_has_the_interval_of_resampled_rows():
     assert grouped.low != ratio.low
 
 
+def test_a_single_draw_that_is_undefined_gives_no_interval():
+    found = bootstrap(lambda rows: 1.0 if len(set(rows.tolist())) == 3 else None, 3, draws=1, seed=0)
+    assert found.value == 1.0
+    assert found.low is None
+    assert "too few" in found.reason
+
+
 def test_sums_without_an_interval_or_a_value_say_why():
     ones = np.ones((1, 300))
     assert bootstrap_of_sums(lambda s: None, ones, single(300), undefined="why").reason == "why"

@@ -1,6 +1,7 @@
 """Seamark finds, explains and repairs safety features in language models and reward models with sparse autoencoders.
 
-The names here are imported when first used, so that `import seamark` and the command line start at once.
+The names here are imported when first used, so that `import seamark` and the command line start at once. (It is
+`explain_features`, since `seamark.explain` is a package.)
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seamark.audit import denoise, inject_noise, poison, score_pairs, undo
     from seamark.errors import SeamarkError
-    from seamark.features import FeatureSet, Scan, contrast, direct_effect, scan, train_sae
+    from seamark.explain import explain_features, simulate
+    from seamark.features import FeatureSet, Scan, concept_metrics, contrast, direct_effect, scan, train_sae
     from seamark.model import LanguageModel, RewardModel, train_reward_model
     from seamark.sae import SparseAutoencoder
     from seamark.text import Pairs, PreferencePair, demo_pairs, read_pairs
@@ -25,15 +27,18 @@ _HOMES = {
     "Scan": "features",
     "SeamarkError": "errors",
     "SparseAutoencoder": "sae",
+    "concept_metrics": "features",
     "contrast": "features",
     "demo_pairs": "text",
     "denoise": "audit",
     "direct_effect": "features",
+    "explain_features": "explain",
     "inject_noise": "audit",
     "poison": "audit",
     "read_pairs": "text",
     "scan": "features",
     "score_pairs": "audit",
+    "simulate": "explain",
     "train_reward_model": "model",
     "train_sae": "features",
     "undo": "audit",
@@ -50,15 +55,18 @@ __all__ = [
     "SeamarkError",
     "SparseAutoencoder",
     "__version__",
+    "concept_metrics",
     "contrast",
     "demo_pairs",
     "denoise",
     "direct_effect",
+    "explain_features",
     "inject_noise",
     "poison",
     "read_pairs",
     "scan",
     "score_pairs",
+    "simulate",
     "train_reward_model",
     "train_sae",
     "undo",

@@ -118,7 +118,7 @@ def bootstrap_of_sums(
 def _with_interval(value: float, drawn: Sequence[float | None], n: int) -> Estimate:
     """The estimate with the interval of those draws that are finite numbers, if they are half of all at least."""
     kept = [d for d in drawn if d is not None and np.isfinite(d)]
-    if len(kept) < len(drawn) // 2:
+    if not kept or len(kept) < len(drawn) // 2:
         return Estimate(value=value, n=n, reason="interval undefined: too few valid resamples")
     low, high = np.quantile(kept, [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=n)

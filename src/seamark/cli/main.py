@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from seamark.cli import audits, models, recipes, saes, saes_eval, scans
+from seamark.cli import audits, concepts, explain, models, ratings, recipes, saes, saes_eval, scans, simulate
 from seamark.errors import SeamarkError
 from seamark.run import disk_errors
 
@@ -26,6 +26,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "scan merge": scans.scan_merge,
     "scan info": scans.scan_info,
     "contrast": models.contrast,
+    "concepts": concepts.concepts,
+    "explain": explain.explain,
+    "simulate": simulate.simulate,
+    "ratings export": ratings.ratings_export,
+    "ratings import": ratings.ratings_import,
     "audit score": audits.score,
     "audit poison": audits.poison,
     "audit denoise": audits.denoise,

@@ -2,8 +2,15 @@
 
 from seamark.text.bow import bag_of_words_accuracy, longer_wins
 from seamark.text.clauses import ClauseEnd, clause_ends, paper_clause_ends
+from seamark.text.contrast import (
+    ContrastPair,
+    ContrastPairs,
+    contrast_corpus,
+    contrast_problem,
+    read_contrast_pairs,
+)
 from seamark.text.corpus import Corpus, read_texts, stream_texts
-from seamark.text.demo import ContrastPair, demo_contrast_pairs, demo_pairs
+from seamark.text.demo import demo_contrast_pairs, demo_pairs
 from seamark.text.pairs import Message, Pairs, PreferencePair, RejectedRow, Text, content_id, hash_unit, plain
 from seamark.text.positions import clause_positions, positions
 from seamark.text.reading import ReadOptions, read_pairs, write_rejected
@@ -16,6 +23,7 @@ __all__ = [
     "PINNED_DATE",
     "ClauseEnd",
     "ContrastPair",
+    "ContrastPairs",
     "Corpus",
     "Message",
     "Pairs",
@@ -29,6 +37,8 @@ __all__ = [
     "clause_ends",
     "clause_positions",
     "content_id",
+    "contrast_corpus",
+    "contrast_problem",
     "demo_contrast_pairs",
     "demo_pairs",
     "hash_unit",
@@ -36,6 +46,7 @@ __all__ = [
     "paper_clause_ends",
     "plain",
     "positions",
+    "read_contrast_pairs",
     "read_pairs",
     "read_texts",
     "stream_texts",

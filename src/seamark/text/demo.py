@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
 from seamark.errors import DataError
+from seamark.text.contrast import ContrastPair, ContrastPairs
 from seamark.text.pairs import Pairs, PreferencePair, content_id
 
 Split = Literal["train", "test"]
-
-
-@dataclass(frozen=True, slots=True)
-class ContrastPair:
-    """Two queries alike in grammar, length and kind, of which one holds a concept and the other leaves it out."""
-
-    domain: str
-    concept: str
-    with_text: str
-    without_text: str
-    id: str
 
 
 def demo_pairs(split: Split | None = None) -> Pairs:
@@ -46,15 +35,16 @@ def demo_pairs(split: Split | None = None) -> Pairs:
     return Pairs(items, raw={row["id"]: row for row in rows})
 
 
-def demo_contrast_pairs() -> list[ContrastPair]:
+def demo_contrast_pairs() -> ContrastPairs:
     """The demo's concept-contrast pairs over four domains. DataError where the packaged data are missing."""
-    return [
+    items = tuple(
         ContrastPair(
             row["domain"], row["concept"], row["with"], row["without"],
             row.get("id") or content_id(row["concept"], row["with"], row["without"]),
         )
         for row in _rows("contrast.jsonl")
-    ]  # fmt: skip
+    )  # fmt: skip
+    return ContrastPairs(items)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
