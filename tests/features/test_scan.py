@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,24 @@ def test_cores_read_side_by_side_and_change_no_byte(tmp_path: Path, kind: str) -
         assert model.hf.training
         model.hf.eval()
     assert files(tmp_path / "1") == files(tmp_path / "5")
+
+
+def test_contexts_of_a_corpus_too_large_to_hold_by_feature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = scan(tiny(), {"s": make_sae()}, make_pairs(), tmp_path)
+    latents = np.argsort(-result.feature_stats("s").sum)[:5].tolist()
+    held = [result.contexts("s", i) for i in latents]
+    assert all(held)
+    monkeypatch.setattr(sys.modules[Scan.__module__], "HELD_ENTRIES", 0)
+    again = Scan.open(tmp_path)
+    assert [again.contexts("s", i) for i in latents] == held
+    assert not again._maxima
+
+
+def test_prompts_that_were_scored_have_no_default_contrast(tmp_path: Path) -> None:
+    result = scan(tiny(), {"s": make_sae()}, make_pairs(), tmp_path, config=ScanConfig(scope="all"))
+    with pytest.raises(ConfigError, match="scored prompts too"):
+        contrast(result)
+    assert len(contrast(result, normalization="paper").top(3))
 
 
 def test_batch_size_moves_rounding_only(tmp_path: Path) -> None:

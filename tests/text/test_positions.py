@@ -97,6 +97,16 @@ def test_sentences_are_among_the_clauses_of_long_sentences() -> None:
     assert positions(r, "clauses").tolist() == [2, 5, 8, 11, 14]
 
 
+def test_sentences_by_the_papers_rule() -> None:
+    """Its spacing and its runs; a run of commas and semicolons alone ends a clause only."""
+    r = by_hand("one two three four five, six seven eight nine ten. a b c d e; f g h i 3.5 j k l m n?! x")
+    clauses, sentences = (positions(r, kind, "paper").tolist() for kind in ("clauses", "sentences"))
+    tokens = [r.text[a:b] for a, b in r.offsets]
+    assert [tokens[i][-1] for i in sentences] == [".", "5", "!"]  # a decimal ends one, as in the paper's code
+    assert set(sentences) < set(clauses)
+    assert positions(r, "sentences").tolist() != sentences
+
+
 def test_newlines_that_no_token_holds() -> None:
     r = render("bert", "bake the bread now\nwait an hour here")
     first = int(clause_positions(r)[0])

@@ -22,7 +22,7 @@ class ScanConfig(BaseModel):
     positions: Literal["tokens", "clauses", "sentences", "last"] = "clauses"
     """Scoring positions: clause ends, as in SAFER, or others."""
     rule: Literal["default", "paper"] = "default"
-    """How clauses end: knowing decimals, abbreviations and scripts, or by the paper's rule."""
+    """How clauses and sentences end: knowing decimals, abbreviations and scripts, or by the paper's rule."""
     scope: Literal["response", "all"] = "response"
     """Scoring positions lie in the response, or in prompt and response (the paper)."""
     context_positions: Literal["tokens", "scoring"] = "tokens"

@@ -66,9 +66,14 @@ def contrast(
 
     Raises:
         DataError: an unknown group, none of its pairs has positions on both sides, or nothing fires on them.
+        ConfigError: an unknown normalisation, or `default` on a scan that scored prompts too: a pair's prompt is on
+            both sides, and the longer it is the less its answers would count.
     """
     if normalization not in ("default", "paper"):
         raise ConfigError(f"no normalisation {normalization!r}", fix="Use default or paper")
+    if normalization == "default" and scan.config["scope"] == "all":
+        raise ConfigError("the scan scored prompts too, which the default normalisation leaves out",
+                          where=str(scan.path), fix="Use the normalisation paper, or scan with scope response")  # fmt: skip
     sae_id = scan.sae_id(sae_id)
     rows, left_out = pair_rows(scan, group, normalization)
     stat: Stat = "mean" if normalization == "default" else "sum"

@@ -25,6 +25,9 @@ from seamark.run import read_json
 
 FORMAT_VERSION = 2
 MANIFEST = "scan.json"
+HELD_ENTRIES = 1 << 24
+"""Pooled latents of an autoencoder that are held in memory, by feature, to make contexts of one feature after another;
+of more, a feature's are looked up in all parts."""
 Stat = Literal["mean", "sum", "max", "count", "read_max"]
 """How a text's scoring positions become one number; `read_max` is over all positions that were read."""
 
@@ -200,8 +203,7 @@ class Scan:
         """
         sae_id, tokens = self.sae_id(sae_id), self.token_texts
         self.check_latent(sae_id, latent)
-        strength = self._by_latent(sae_id)[[latent]].tocoo()
-        rows, values = strength.col, strength.data
+        rows, values = self._strength(sae_id, latent)
         if group is not None:
             inside = self.in_group(group)[rows]
             rows, values = rows[inside], values[inside]
@@ -249,11 +251,19 @@ class Scan:
             raise DataError(f"no text {text_id!r} in the scan", where=str(self.path))
         return self._rows[text_id]
 
-    def _by_latent(self, sae_id: str) -> csr_matrix:
-        """Pooled maxima [d_sae × texts]."""
+    def _strength(self, sae_id: str, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """(rows of the texts in which a latent fires at a scoring position, its maximum there)."""
+        if self._entries(sae_id) > HELD_ENTRIES:
+            column = self.columns(sae_id, [latent], "max").tocoo()
+            return column.row, column.data
         if sae_id not in self._maxima:
             self._maxima[sae_id] = self.pooled(sae_id, "max").T.tocsr()
-        return self._maxima[sae_id]
+        line = self._maxima[sae_id][[latent]].tocoo()
+        return line.col, line.data
+
+    def _entries(self, sae_id: str) -> int:
+        """Pooled latents of all texts."""
+        return sum(len(self._pooled(sae_id, part).latent) for part in range(len(self.parts)))
 
     @cached_property
     def _maxima(self) -> dict[str, csr_matrix]:

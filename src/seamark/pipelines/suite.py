@@ -138,5 +138,8 @@ def write_rejects(rejected: list[RejectedRow], folder: Path) -> None:
             ]
             with disk_errors(folder):
                 write_atomic(folder / "rejected.jsonl", "\n".join(rows) + "\n")
+        else:  # what a former run rejected was mended
+            with disk_errors(folder):
+                (folder / "rejected.jsonl").unlink(missing_ok=True)
 
     ranks.by_first(write)

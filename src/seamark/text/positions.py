@@ -31,9 +31,9 @@ def positions(r: Rendered, kind: Kind = "tokens", rule: Rule = "default", scope:
 
     Args:
         r: a rendered text.
-        kind: "tokens" (all of the scope), "clauses" (see `clause_positions`), "sentences" (clause ends of the default
-            rule that also end a sentence) or "last" (the last token of the response).
-        rule: how clauses end; used by kind "clauses".
+        kind: "tokens" (all of the scope), "clauses" (see `clause_positions`), "sentences" (clause ends of the rule that
+            also end a sentence) or "last" (the last token of the response).
+        rule: how clauses and sentences end; tokens are the same by both.
         scope: "response", or "all" for prompt and response.
 
     Raises:
@@ -45,7 +45,8 @@ def positions(r: Rendered, kind: Kind = "tokens", rule: Rule = "default", scope:
     if kind == "tokens":
         return _text_tokens(r, scope)
     if kind == "sentences":
-        return _default_positions(r, scope, sentences_only=True)
+        find = _paper_positions if rule == "paper" else _default_positions
+        return find(r, scope, sentences_only=True)
     if kind == "last":
         return _text_tokens(r, "response")[-1:]
     raise ConfigError(f"unknown kind of positions {kind!r}", fix="Use tokens, clauses, sentences or last")
@@ -107,13 +108,13 @@ def _spaced(candidates: Indices, first: int, spacing: int) -> list[int]:
     return kept
 
 
-def _paper_positions(r: Rendered, scope: Scope) -> Indices:
+def _paper_positions(r: Rendered, scope: Scope, sentences_only: bool = False) -> Indices:
     start, end = (0, len(r)) if scope == "all" else r.response_span
     tokens = (start + np.flatnonzero(~r.special[start:end])).astype(np.int32)
     if len(tokens) == 0:
         return np.empty(0, dtype=np.int32)
     left, right = int(r.offsets[tokens[0], 0]), int(r.offsets[tokens, 1].max())
-    ends = paper_clause_ends(r.text[left:right])
+    ends = paper_clause_ends(r.text[left:right], sentences_only=sentences_only)
     candidates = _tokens_at(r, tokens, [left + i for i in ends])
     return np.asarray(_spaced(candidates, start, PAPER_SPACING), dtype=np.int32)
 
