@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from seamark.run import versions, write_json
+from seamark.run import digest, file_digest, versions, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -316,6 +316,13 @@ def _cpu_model(source: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
+def code() -> str:
+    """Digest of all that was measured and of what measured it: results with another one come from other code."""
+    folders = [ROOT / "src" / "seamark", *(p for p in (ROOT / "benchmarks").iterdir() if p.is_dir() and p != SCRATCH)]
+    files = sorted({*(ROOT / "benchmarks").glob("*.py"), *(p for folder in folders for p in folder.rglob("*.py"))})
+    return digest([[str(p.relative_to(ROOT)), file_digest(p)] for p in files])
+
+
 @dataclass(frozen=True)
 class Result:
     """What a benchmark found."""
@@ -330,7 +337,7 @@ class Result:
     def to_json(self, load: float) -> Row:
         return {
             "schema_version": SCHEMA, "name": self.name, "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "about": self.about, "machine": machine(), "load_before": round(load, 2),
+            "about": self.about, "code": code(), "machine": machine(), "load_before": round(load, 2),
             "settings": dict(self.settings or {}), "claims": [c.to_json() for c in self.claims],
             "rows": [dict(r) for r in self.rows],
         }  # fmt: skip

@@ -33,7 +33,7 @@ def speed(job: Job, train: Train) -> dict[str, Any]:
         raise RuntimeError(f"{job.contender} stopped before it was timed")
     return {
         "tokens_per_s": job.batch * feed.steps_per_second, "ms_per_step": 1000 / feed.steps_per_second,
-        "steps": len(feed.ticks) - 1 - job.warmup, "peak_rss_mb": peak_rss_mb(),
+        "steps": len(feed.ticks) - 1 - job.warmup, "peak_rss_mb": peak_rss_mb(), **feed.notes,
     }  # fmt: skip
 
 

@@ -81,6 +81,8 @@ class Feed:
         self.x_ND, self.job, self.timed = x_ND, job, timed
         self.ticks: list[float] = []
         self.started: float | None = None
+        self.notes: dict[str, str] = {}
+        """What a contender says of itself; goes into its row."""
 
     def start(self) -> None:
         """Training begins now (else: with the first batch)."""

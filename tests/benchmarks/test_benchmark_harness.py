@@ -144,7 +144,7 @@ def test_files_have_one_layout_and_name_no_machine(tmp_path):
     path = harness.save(result, 0.333, tmp_path)
     found = json.loads(path.read_text())
     assert list(found) == [
-        "schema_version", "name", "date", "about", "machine", "load_before", "settings", "claims", "rows",
+        "schema_version", "name", "date", "about", "code", "machine", "load_before", "settings", "claims", "rows",
     ]  # fmt: skip
     assert [c["name"] for c in found["claims"]] == ["b", "a"]
     assert list(found["claims"][0]) == [

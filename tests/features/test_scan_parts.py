@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from feature_corpus import make_pairs, make_sae, tiny
 
 import seamark.features.gather as gather_module
@@ -16,6 +17,7 @@ import seamark.features.scan_texts as scan_texts
 from seamark.errors import ConfigError, DataError, FormatError, RunError
 from seamark.features import Scan, ScanConfig, contexts, merge_scans, reading, scan, scan_shard
 from seamark.features.accumulate import Accumulator
+from seamark.features.arrays import load_arrays, map_arrays, save_arrays
 from seamark.features.scan_parts import PartReader, PartWriter, batches_of
 from seamark.features.scan_texts import ScanTexts
 from seamark.model.reading import Reader
@@ -135,6 +137,74 @@ def test_parts_of_another_plan_are_not_used(whole: Path, tmp_path: Path) -> None
     scan_shard(tiny(), SUITE, make_pairs(), tmp_path, (0, 2), config=ScanConfig(batch_tokens=64))
     scan(tiny(), SUITE, make_pairs(), tmp_path, config=CONFIG)
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize("cores", [1, 9, 15, 16, 31])
+def test_no_more_batches_at_once_than_said(cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def noted(work, batches, at_once, ready):
+        seen.append((at_once, ready.keywords.get("threads", ready.args[1])))
+        return real(work, batches, at_once, ready)
+
+    module = sys.modules[PartReader.__module__]
+    real, before = module.in_order, torch.get_num_threads()
+    monkeypatch.setattr(module, "in_order", noted)
+    torch.set_num_threads(cores)
+    try:
+        scan(tiny(), SUITE, make_pairs(2), tmp_path, config=CONFIG)
+    finally:
+        torch.set_num_threads(before)
+    ((at_once, threads),) = seen
+    assert at_once <= 8
+    assert at_once * threads <= cores
+
+
+@pytest.mark.parametrize("where", ["add", "close", "render"])
+def test_a_failure_among_batches_side_by_side(
+    whole: Path, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No part lacks a batch afterwards, nothing hangs on the model, and a second call mends it all."""
+    model, before, calls = tiny(), torch.get_num_threads(), 0
+    kind, name = (ScanTexts, "render") if where == "render" else (PartWriter, where)
+    real = getattr(kind, name)
+
+    def failing(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise DataError("made to fail")
+        return real(self, *arguments)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) for m in model.hf.modules())
+
+    hung = hooks()
+    torch.set_num_threads(4)
+    try:
+        monkeypatch.setattr(kind, name, failing)
+        with pytest.raises(DataError, match="made to fail"):
+            scan(model, SUITE, make_pairs(), tmp_path, config=CONFIG)
+        assert hooks() == hung
+        monkeypatch.setattr(kind, name, real)
+        scan(model, SUITE, make_pairs(), tmp_path, config=CONFIG)
+    finally:
+        torch.set_num_threads(before)
+    assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.parametrize(
+    "array", [np.array(3.0), np.arange(3, dtype=">i4"), np.arange(12).reshape(3, 4).T, np.empty((0, 3)), np.arange(3.0)]
+)
+def test_arrays_come_back(tmp_path: Path, array: np.ndarray) -> None:
+    save_arrays(tmp_path / "a", {"odd": np.arange(3, dtype=np.uint8), "x": array})
+    for load in (load_arrays, map_arrays):
+        found = load(tmp_path / "a")["x"]
+        assert found.shape == array.shape
+        assert np.array_equal(found, array)
+        assert found.flags.aligned
+    with pytest.raises(FormatError, match="bool"):
+        save_arrays(tmp_path / "b", {"x": np.array([True])})
 
 
 KILLS = """

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from seamark.errors import ModelError
 from seamark.model.batching import Batch, collate, plan_batches
+from seamark.model.hooked import HookedModel
 from seamark.model.hookpoints import FAMILIES, backbone, find_family, modules_after_blocks, resolve
-from seamark.model.reading import apply_at, read
+from seamark.model.reading import Reader, apply_at, read, reads_side_by_side
 from seamark.text.rendering import Rendered
 from tiny import TINY_KINDS, tiny_hooked
 
@@ -290,6 +300,61 @@ def test_state_after_an_early_stop(hooked):
     assert count_hooks(model) == hooks
     out = model.hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     assert out.hidden_states is None
+
+
+def test_a_model_can_be_copied_and_pickled():
+    model = tiny_hooked("bert", "reward")  # fresh: transformers leaves hooks on blocks that cannot be pickled
+    again = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert again.batch is None
+    batch = collate(texts(model), model.config.pad_token_id)
+    assert torch.equal(read(again, batch, ["layers.1"]).activations["layers.1"],
+                       read(model, batch, ["layers.1"]).activations["layers.1"])  # fmt: skip
+
+
+def test_a_change_holds_when_backward_runs_in_another_thread(hooked):
+    """As it does on CUDA, where checkpointed blocks run again in autograd's own thread."""
+    model = hooked("llama")
+    model.hf.train()
+    model.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.arange(12)[None] + 5
+    try:
+        with apply_at(model, {"layers.1.attn": lambda h, _b: h * 2}), ThreadPoolExecutor(1) as other:
+            out = model.hf(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            other.submit(out.logits.sum().backward).result()
+    finally:
+        model.hf.gradient_checkpointing_disable()
+        model.hf.zero_grad()
+        model.hf.eval()
+
+
+def test_threads_read_side_by_side(hooked):
+    """Each gets the activations of its own batch, hooks of other readers notwithstanding."""
+    model = hooked("llama")
+    batches = [collate([t], model.config.pad_token_id) for t in texts(model)]
+    alone = [read(model, b, ["layers.3", "layers.1.mlp"]).activations for b in batches]
+    hooks = count_hooks(model)
+    two = ["layers.3", "layers.1.mlp"]
+    with Reader(model, two) as reader, Reader(model, ["layers.0"]), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(reader, batches * 20))
+    for i, reading in enumerate(found):
+        for name, h in alone[i % len(batches)].items():
+            assert torch.equal(reading.activations[name], h)
+    assert count_hooks(model) == hooks
+
+
+def test_models_that_keep_something_of_a_call_are_read_alone(hooked):
+    model = hooked("llama")
+    assert reads_side_by_side(model)
+    with apply_at(model, {"layers.1": lambda h, _b: h}):
+        assert not reads_side_by_side(model)
+    assert reads_side_by_side(model)
+    tiny = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+            "vocab_size": 50, "pad_token_id": 0}  # fmt: skip
+    bird = HookedModel(BigBirdForSequenceClassification(BigBirdConfig(**tiny)), model.tokenizer, "bird")
+    assert not reads_side_by_side(bird)
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    changing = LlamaForSequenceClassification(LlamaConfig(**tiny, rope_parameters=rope))
+    assert not reads_side_by_side(HookedModel(changing, model.tokenizer, "rope"))
 
 
 def test_wrong_shapes_and_missing_input_are_refused(hooked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,9 +136,13 @@ class Accumulator:
 
     def __init__(self, d_sae: int, *, read_apart: bool = True) -> None:
         self.d_sae, self.read_apart = d_sae, read_apart
-        self.totals = Totals.none(d_sae)
         self._scored: list[Groups] = []
         self._read: list[_Maxima] = []
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Made with the first batch: a part that waits for its turn takes no memory by the number of features."""
+        return Totals.none(self.d_sae)
 
     def add(self, stored: StoredPositions, firings: Firings) -> None:
         """Add a batch; each text comes whole in one batch."""

@@ -35,8 +35,16 @@ def load_arrays(path: Path) -> dict[str, Array]:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write a safetensors file, whole or not at all, without a second copy of the arrays in memory."""
-    held = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    """Write a safetensors file, whole or not at all, without a second copy of the arrays in memory.
+
+    Raises:
+        FormatError: an array is of a type that scans do not use.
+    """
+    held = {name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()}
+    for name, array in held.items():
+        if array.dtype.str[1:] not in NAMES:
+            raise FormatError(f"no place for {array.dtype} ({name})", where=str(path))
+    held = dict(sorted(held.items(), key=lambda item: -item[1].itemsize))  # so that each begins where its type may
     header = safetensors_header({name: (array.dtype, array.shape) for name, array in held.items()})
     write_atomic(path, itertools.chain([header], (array.reshape(-1).view(np.uint8).data for array in held.values())))
 

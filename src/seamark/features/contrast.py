@@ -72,8 +72,8 @@ def contrast(
     if normalization not in ("default", "paper"):
         raise ConfigError(f"no normalisation {normalization!r}", fix="Use default or paper")
     if normalization == "default" and scan.config["scope"] == "all":
-        raise ConfigError("the scan scored prompts too, which the default normalisation leaves out",
-                          where=str(scan.path), fix="Use the normalisation paper, or scan with scope response")  # fmt: skip
+        what = "the scan scored prompts too, which the default normalisation leaves out"
+        raise ConfigError(what, where=str(scan.path), fix="Use the normalisation paper, or scan with scope response")
     sae_id = scan.sae_id(sae_id)
     rows, left_out = pair_rows(scan, group, normalization)
     stat: Stat = "mean" if normalization == "default" else "sum"

@@ -181,8 +181,11 @@ def _resolved(plan: dict[str, Any], begun: dict[str, Any] | None, config: ScanCo
 def _threads_of_a_batch(model: HookedModel) -> int:
     """torch's threads for one batch. On a CPU batches run side by side and share out the cores; a GPU runs one."""
     cores = torch.get_num_threads()
-    alone = model.device.type != "cpu" or not reads_side_by_side(model.hf)
-    return cores if alone else max(1, cores // AT_ONCE)
+    return max(1, cores // AT_ONCE) if _side_by_side(model) else cores
+
+
+def _side_by_side(model: HookedModel) -> bool:
+    return model.device.type == "cpu" and reads_side_by_side(model)
 
 
 def _keep_tokens(model: HookedModel, suite: Suite, texts: ScanTexts, config: ScanConfig) -> bool:
@@ -205,8 +208,8 @@ def _read(
     config = ScanConfig.model_validate(plan["config"] | {"precision": plan["choices"]["precision"]})
     suite = dict(sorted(suite.items()))
     mine = list(parts[ranks.rank() :: ranks.world()])
-    cpu = model.device.type == "cpu" and reads_side_by_side(model.hf)
-    at_once = max(1, torch.get_num_threads() // plan["threads"]) if cpu else 1
+    cores = torch.get_num_threads()
+    at_once = min(AT_ONCE, max(1, cores // plan["threads"])) if _side_by_side(model) else 1
     with progress("Scan", sum(len(texts.parts[p]) for p in mine), "pairs" if plan["n_pairs"] else "texts") as advance:
         reader = PartReader(model, suite, texts, config, batch_tokens=plan["batch_tokens"],
                             keep_tokens=plan["choices"]["keep_tokens"], at_once=at_once,

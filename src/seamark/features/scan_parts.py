@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
 from collections import deque
@@ -97,13 +98,16 @@ class PartReader:
         reader = Reader(self.model, self.hookpoints, with_output=self.config.rewards, precision=self.config.precision)
         with reader, ThreadPoolExecutor(1, "render") as renderer, _Writing() as writing:
             work = partial(self._read_batch, reader)
-            for part, rows, got in in_order(work, self._batches(missing, folder, renderer), self.at_once, self.threads):
-                if got is not None:
-                    writing.do(part.add, rows, *got)
-                else:
-                    writing.do(part.close)
-                    writing.do(partial(give_back_memory, collect=False))
-                    advance(len(self.corpus.parts[part.number]))
+            ready = partial(_ready, self.model.device, self.threads)
+            batches = in_order(work, self._batches(missing, folder, renderer), self.at_once, ready)
+            with contextlib.closing(batches):
+                for part, rows, got in batches:
+                    if got is not None:
+                        writing.do(part.add, rows, *got)
+                    else:
+                        writing.do(part.close)
+                        writing.do(partial(give_back_memory, collect=False))
+                        advance(len(self.corpus.parts[part.number]))
 
     def _batches(
         self, missing: list[int], folder: Path, renderer: ThreadPoolExecutor
@@ -133,26 +137,41 @@ class PartReader:
 
 def in_order(
     work: Callable[[PartWriter, list[int]], Found | None], batches: Iterable[tuple[PartWriter, list[int]]],
-    at_once: int, threads: int,
+    at_once: int, ready: Callable[[], None],
 ) -> Iterator[tuple[PartWriter, list[int], Found | None]]:  # fmt: skip
-    """Each batch with what `work` makes of it, in their order; `at_once` of them are worked on side by side.
+    """Each batch with what `work` makes of it, in their order; `at_once` of them are worked on side by side, in threads
+    that begin with `ready`. An error among `batches` comes out behind the batches before it.
 
     A batch for each thread beats all threads on one batch: they need not wait for one another at every product, nor
     for the core on which texts are tokenised or written just then.
     """
-    pool = ThreadPoolExecutor(at_once, "read", initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ThreadPoolExecutor(at_once, "read", initializer=ready)
     coming: deque[tuple[PartWriter, list[int], Future[Found | None]]] = deque()
+    source, problem, more = iter(batches), None, True
     try:
-        for part, rows in batches:
-            coming.append((part, rows, pool.submit(work, part, rows)))
-            if len(coming) > at_once:
+        while more or coming:
+            while more and len(coming) <= at_once:
+                try:
+                    part, rows = next(source)
+                    coming.append((part, rows, pool.submit(work, part, rows)))
+                except StopIteration:
+                    more = False
+                except Exception as e:
+                    problem, more = e, False
+            if coming:
                 part, rows, first = coming.popleft()
                 yield part, rows, first.result()
-        while coming:
-            part, rows, first = coming.popleft()
-            yield part, rows, first.result()
+        if problem is not None:
+            raise problem
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _ready(device: torch.device, threads: int) -> None:
+    """A thread computes as the caller would: torch's threads and the current GPU belong to each."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def batches_of(texts: PartTexts, batch_tokens: int) -> list[list[int]]:

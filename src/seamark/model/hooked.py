@@ -38,22 +38,24 @@ class HookedModel:
     def __init__(self, hf: nn.Module, tokenizer: Any, name: str) -> None:
         self.hf: Any = hf
         self.tokenizer, self.name = tokenizer, name
+        self.batch_of_call: Batch | None = None
+        """The batch of the latest direct call of `hf` while `apply_at` is open; backward may run in other threads."""
+        self.changes = 0
+        """How many `apply_at` are open."""
         self._now = threading.local()
         _ensure_pad_token(hf, tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_now"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._now = threading.local()
 
     @property
     def batch(self) -> Batch | None:
         """The batch this thread is reading now, for functions applied at hookpoints."""
         return getattr(self._now, "batch", None)
-
-    @property
-    def batch_of_call(self) -> Batch | None:
-        """The batch of this thread's latest direct call of `hf` while `apply_at` is open."""
-        return getattr(self._now, "of_call", None)
-
-    @batch_of_call.setter
-    def batch_of_call(self, batch: Batch | None) -> None:
-        self._now.of_call = batch
 
     @property
     def device(self) -> torch.device:

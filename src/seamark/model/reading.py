@@ -75,13 +75,20 @@ def computing(hf: nn.Module, precision: Precision) -> Iterator[None]:
         yield
 
 
-def reads_side_by_side(hf: nn.Module) -> bool:
-    """Whether several threads may call the model at once: transformers' own code does, unless its positions change with
-    the length of a text (they are then kept in the module)."""
-    config: Any = getattr(hf, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+def reads_side_by_side(model: HookedModel) -> bool:
+    """Whether several threads may read the model at once: transformers' own code may be called so, unless it keeps
+    something of a call in its modules. That do positions that change with the length of a text, attention that changes
+    its kind (BigBird), quantised layers and weights that are offloaded; PEFT's and remote code are not known to be
+    safe, nor are functions that `apply_at` holds at hookpoints."""
+    hf, config = model.hf, model.config
     kinds = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or "")
-    return type(hf).__module__.startswith("transformers.") and not any(k in kinds for k in ("dynamic", "longrope"))
+    return (
+        not model.changes
+        and type(hf).__module__.startswith("transformers.")
+        and not any(kind in kinds for kind in ("dynamic", "longrope"))
+        and not getattr(hf, "is_quantized", False)
+        and not any(hasattr(m, "set_attention_type") or hasattr(m, "_hf_hook") for m in hf.modules())
+    )
 
 
 class Reader:
@@ -185,6 +192,7 @@ def apply_at(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None
         ModelError: an unknown hookpoint, or a function that returns another shape.
     """
     modules = {name: resolve(model.hf, name) for name in changes}
+    model.changes += 1
     handles = [model.hf.register_forward_pre_hook(_note_batch(model), with_kwargs=True)]
     for name, module in modules.items():
         handles.append(module.register_forward_hook(_changing(model, name, changes[name])))
@@ -193,6 +201,7 @@ def apply_at(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+        model.changes -= 1
         model.batch_of_call = None
 
 
