@@ -1,7 +1,8 @@
 """`python -m benchmarks NAME|all [--runs N] [--check]`: measure, write `results/NAME.json`, print the claims.
 
 `sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
-`--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`.
+`--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`; `explain`
+`--stage a,b`, `--features N`, `--trial`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import demo, harness, reward, sae_fvu, sae_speed, scan, tables
+from benchmarks import demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "reward": reward.run, "demo": demo.run, "scan": scan.run,
+    "explain": explain.run,
     **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
 SPEED = [f"sae-speed-{shape}" for shape in sae_speed.SHAPES]
 GROUPS = {"sae-speed": SPEED, "sae": [*SPEED, "sae-fvu"]}
-OPTIONS = ("contenders", "minutes", "fresh", "lanes", "setups", "pairs", "tokens")
+OPTIONS = ("contenders", "minutes", "fresh", "lanes", "setups", "pairs", "tokens", "stage", "features", "trial")
 """Of some benchmarks only: those that take an argument of that name."""
 
 
@@ -42,6 +44,9 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--setups", help="scan: only these, separated by commas")
     parser.add_argument("--pairs", type=int, help="scan: so many pairs, for a trial")
     parser.add_argument("--tokens", type=int, help="scan: largest corpus of the growth (0: none)")
+    parser.add_argument("--stage", help="explain: only these stages, separated by commas")
+    parser.add_argument("--features", type=int, help="explain: so many features of each SAE, for a trial")
+    parser.add_argument("--trial", action="store_true", default=None, help="explain: everything small")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")

@@ -33,7 +33,7 @@ ROUNDS, TIMED_S, TIMED_AFTER = 5, 10.0, 10
 """Rounds of timing, seconds timed in each, steps before."""
 PATIENCE = 10.0
 """A training may take so many times the minutes it stands for: other programs do not change what is learned."""
-BEHIND = 1.2
+BEHIND = 1.5
 """A peer with so many times the best peer's error is not trained for the next longer time."""
 TARGET = "< 1"
 

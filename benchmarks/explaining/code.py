@@ -24,10 +24,16 @@ def code_of(module: str) -> dict[str, str]:
         if file is None:
             continue
         files |= {file, *_data(file.parent)}
-        new = _imports(file) - seen
+        new = _imports(file, file.stat().st_mtime_ns) - seen
         seen |= new
         waiting += sorted(new)
-    return {str(f.relative_to(ROOT)): file_digest(f) for f in sorted(files)}
+    return {str(f.relative_to(ROOT)): _digest(f, f.stat().st_mtime_ns) for f in sorted(files)}
+
+
+@cache
+def _digest(file: Path, changed: int) -> str:
+    """Of a file as it was last changed at `changed`."""
+    return file_digest(file)
 
 
 def _file(module: str) -> Path | None:
@@ -46,14 +52,17 @@ def _data(folder: Path) -> tuple[Path, ...]:
     return tuple(f for f in folder.rglob("*") if f.is_file() and f.suffix != ".py" and "__pycache__" not in f.parts)
 
 
-def _imports(file: Path) -> set[str]:
-    """Names of modules that a file imports: all that could be one, also names that turn out to be functions."""
-    return {name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) for name in _names(node)}
+@cache
+def _imports(file: Path, changed: int) -> frozenset[str]:
+    """Modules that a file, last changed at `changed`, imports; of a package those of its modules that are named, or the
+    package itself where it gives something else."""
+    return frozenset(name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) for name in _names(node))
 
 
 def _names(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if _file(inner) else node.module

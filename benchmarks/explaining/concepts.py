@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.explaining import suite
 from benchmarks.explaining.job import Job, Row
 from benchmarks.explaining.texts import CONTRAST, real
 from seamark.features.concept_hits import CONTRAST_SCAN
-from seamark.features.concepts import ConceptMetrics, concept_metrics
+from seamark.features.concepts import ConceptMetrics, SAEConcepts, concept_metrics
 from seamark.features.evaluation import SAEEvaluation
 from seamark.features.scan import scan
 from seamark.features.suite_ranking import RankedSAE, SuiteRanking, rank_suite
@@ -17,6 +17,9 @@ from seamark.run import read_json, write_atomic, write_json
 from seamark.show.suite_figures import suite_figure
 from seamark.text.contrast import ContrastPairs, contrast_corpus, read_contrast_pairs
 from seamark.text.demo import demo_contrast_pairs
+
+SHOWN_T = (0.25, 0.5, 0.75)
+"""Where L0,t is told."""
 
 
 def run(job: Job) -> Row:
@@ -50,8 +53,14 @@ def _told(metrics: ConceptMetrics, ranking: SuiteRanking) -> Row:
     return {
         "pairs": overall.n_pairs, "concepts": overall.n_concepts, "left_out": len(metrics.left_out),
         "tau": ranking.kendall_tau.model_dump(), "top_stays": ranking.top_stays.model_dump(),
-        "saes": [_row(r) for r in ranking.rows],
+        "saes": [_row(r) | {"l0_t": l0_t(metrics.of(r.sae), metrics.thresholds)} for r in ranking.rows],
     }  # fmt: skip
+
+
+def l0_t(sae: SAEConcepts, thresholds: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """{t: latents that tell apart at least a share t of a concept's pairs, mean over concepts; the same swapped}."""
+    found = zip(thresholds, sae.overall.l0_t, sae.overall.l0_t_null, strict=True)
+    return {f"{t:g}": (n, null) for t, n, null in found if round(t, 9) in SHOWN_T}
 
 
 def _row(r: RankedSAE) -> Row:
