@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -58,9 +60,14 @@ def _backend(kind: str) -> str:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        tokenizer.train_from_iterator(
-            _CORPUS, trainers.WordPieceTrainer(show_progress=False, vocab_size=400, special_tokens=special)
-        )
+        # Not by a WordPieceTrainer, whose vocabulary and ids differ from process to process.
+        normal = (tokenizer.normalizer.normalize_str(text) for text in _CORPUS)
+        words = Counter(word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+        letters = sorted({*"".join(words), *string.ascii_lowercase, *string.digits, *string.punctuation})
+        whole = sorted((w for w in words if len(w) > 1), key=lambda w: (-words[w], w))
+        pieces = [*special, *letters, *(f"##{c}" for c in letters), *whole][:400]
+        tokenizer.model = models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+        tokenizer.add_special_tokens(special)
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
