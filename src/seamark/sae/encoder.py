@@ -24,6 +24,10 @@ TOLERANCE = 2.0**-5
 """For thresholds: what a bf16 product may be off, in units of ‖x‖·max‖w‖/√d_in (about ten standard deviations)."""
 
 
+ROUNDING = 2.0**-8
+"""For thresholds: what rounding a bf16 product's result and its bias takes off at most, as a share of them."""
+
+
 class Active(NamedTuple):
     """Selected entries of n positions in both orders; `pre` are exact pre-activations."""
 
@@ -108,6 +112,8 @@ class Encoder:
     def _candidates(self, x_ND: Tensor, floor_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(positions, latents, values) of what is above the floor, or may be, position by position."""
         slack_N = self._slack(x_ND)
+        if slack_N is not None:
+            floor_F = floor_F - ROUNDING * (floor_F.abs() + self.b_enc.abs().max())
         position, latent, value = [], [], []
         for rows, pre, _ in self.product.chunks(x_ND):
             over = pre > (floor_F if slack_N is None else floor_F - slack_N[rows, None])

@@ -1,7 +1,7 @@
 """The encoder's product x W_encᵀ + b_enc in three number formats, a chunk of positions at a time.
 
 fp32 is exact (it is the weights' own format, float64 in tests). bf16 and int8 keep a cheaper copy of W_enc and serve to
-find candidates only: AVX-512 BF16 multiplies about five times as fast as fp32, AVX-512 VNNI about ten times.
+find candidates only, where AVX-512 BF16 or VNNI, AMX or a GPU multiplies them several times as fast as fp32.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def top_k(pre_NF: Tensor, k: int) -> tuple[Tensor, Tensor]:
         (indices int64 [n, k], values [n, k]). Exact; among equal values the choice is deterministic.
 
     On the CPU a row is cut into groups; the k largest values lie in the k groups with the largest maxima, so
-    only those groups are searched. numpy's vectorised partition is about twice as fast there as `torch.topk`.
+    only those groups are searched. numpy's vectorised partition is faster there than `torch.topk`.
     """
     if kernels.usable(pre_NF):
         return kernels.top_k(pre_NF, k)
