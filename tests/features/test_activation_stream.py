@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,7 @@ from seamark.model.hookpoints import find_family
 from seamark.text.positions import positions
 from seamark.text.rendering import Rendered
 from tiny import tiny_hooked
+from tiny_run import environment
 
 HOOKPOINTS = ["layers.2", "layers.1.mlp"]
 N = token_texts(8).n_positions
@@ -247,6 +253,90 @@ def test_spilled_blocks_leave_nothing_behind(tmp_path: Path) -> None:
     chunks = iter(stream(block=150, spill=tmp_path))
     next(chunks)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("block", [150, 1 << 18])
+def test_a_spilled_block_is_a_file_and_gives_the_same_bytes(
+    block: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = whole(iter(stream(block=block)))
+    mapped: list[tuple[int, ...]] = []
+
+    def memmap(file: Any, *, shape: tuple[int, ...], **options: Any) -> Any:
+        about = os.fstat(file.fileno())
+        assert (about.st_dev, about.st_size) == (tmp_path.stat().st_dev, 4 * shape[0] * shape[1])
+        mapped.append(shape)
+        return np.memmap(file, shape=shape, **options)
+
+    monkeypatch.setattr(blocks, "np", types.SimpleNamespace(**vars(np) | {"memmap": memmap}))
+    spilled = whole(iter(stream(block=block, spill=tmp_path)))
+    assert mapped == [(min(block, N), 32)] * 2  # one for each hookpoint, for all blocks and epochs
+    assert all(torch.equal(spilled[h], plain[h]) for h in HOOKPOINTS)
+
+
+MEMORY = """
+import hashlib, itertools, json, resource, sys
+from pathlib import Path
+import torch
+from feature_corpus import tiny
+from token_texts import texts
+from seamark.features import TrainingConfig
+from seamark.features.activations import ActivationStream
+from seamark.features.tokens import TokenTextsMaker, collect
+from seamark.text.positions import positions
+
+config = TrainingConfig(buffer_bytes=int(sys.argv[1]), spill=sys.argv[3] if len(sys.argv) > 3 else None)
+torch.set_num_threads(1)
+some = texts(40)
+at = [positions(text, "tokens") for text in some]
+
+def read(n):
+    where = itertools.cycle(at)
+    maker = TokenTextsMaker(lambda text: (text, next(where)), n)
+    collect(itertools.cycle(some), [maker])
+    stream = ActivationStream(tiny(), maker.done(), ["layers.2", "layers.1.mlp"], batch_tokens=4096,
+                              block=config.block(32), spill=config.spill)
+    most, seen = 0, hashlib.sha256()
+    for chunk in stream:
+        most = max(most, anonymous())
+        seen.update(chunk["layers.2"].numpy().tobytes())
+    return most, seen.hexdigest()
+
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) << 10
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+read(8000)  # what the model's pass and the libraries take
+before, top = anonymous(), peak()
+most, seen = read(int(sys.argv[2]))
+print(json.dumps({"anonymous": most - before, "peak": peak() - top, "seen": seen}))
+"""
+BUFFER, POSITIONS, BESIDE = 16 << 20, 300_000, 14 << 20
+"""Bytes of the block for each of two hookpoints; positions of 256 bytes, more than two blocks; what may come on top:
+token ids, the order, chunks."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_what_the_user_sets(tmp_path: Path) -> None:
+    assert POSITIONS * 256 > 2 * BUFFER + 2 * BESIDE
+    script = tmp_path / "memory.py"
+    script.write_text(MEMORY)
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    env = environment() | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+
+    def measured(*spill: Path) -> dict[str, Any]:
+        command = [sys.executable, script, BUFFER, POSITIONS, *spill]
+        done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    held, spilled = measured(), measured(tmp_path / "spill")
+    assert 0.95 * 2 * BUFFER < held["anonymous"] <= 2 * BUFFER + BESIDE
+    assert held["peak"] <= 2 * BUFFER + BESIDE
+    assert spilled["anonymous"] <= BESIDE  # the block's pages belong to its file, which the system may write out
+    assert spilled["seen"] == held["seen"]
 
 
 def test_bad_activations_and_hookpoints_are_named() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import train_process
+import yaml
 from feature_corpus import tiny
 from token_texts import texts
 from train_process import CONFIG, STAGES, SUITE, train
@@ -100,6 +101,28 @@ def test_each_of_a_suite_is_bit_equal_to_itself_alone(monkeypatch: pytest.Monkey
         assert alone.saes[sae_id].fingerprint() == together.saes[sae_id].fingerprint(), sae_id
         assert alone.quality[sae_id] == together.quality[sae_id]
         assert [e.loss for e in alone[sae_id].log] == [e.loss for e in together[sae_id].log]
+
+
+def test_companions_do_not_change_bits_where_the_block_is_given_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Five hookpoints, several blocks: the order of positions is that of each hookpoint alone."""
+    rooms: list[tuple[int, int]] = []
+    whole = activations.empty_block
+    monkeypatch.setattr(activations, "empty_block", lambda n, d, **k: rooms.append((n, d)) or whole(n, d, **k))
+    config = CONFIG.model_copy(update={"buffer_bytes": 200 * 4 * 32})
+    hookpoints = ("layers.0", "layers.0.attn", "layers.1", "layers.1.mlp", "layers.2")
+    suite = {h: SAESpec(hookpoint=h, k=4, d_sae=40) for h in hookpoints}
+    together = train_suite(tiny(), texts(12), suite, [STAGE], config, out=tmp_path / "together")
+    assert rooms[:5] == [(200, 32)] * 5  # the bytes are those of each hookpoint's block
+    for sae_id in ("layers.0", "layers.2"):
+        alone = train_suite(tiny(), texts(12), {sae_id: suite[sae_id]}, [STAGE], config)
+        assert alone.saes[sae_id].fingerprint() == together.saes[sae_id].fingerprint(), sae_id
+    asked = json.loads((tmp_path / "together" / "run.json").read_text())["asked"]["training"]
+    assert (asked["block"], asked["buffer_bytes"]) == (200, 200 * 4 * 32)
+    other = CONFIG.model_copy(update={"buffer_bytes": 100 * 4 * 32})
+    changed = train_suite(tiny(), texts(12), {"layers.2": suite["layers.2"]}, [STAGE], other)
+    assert changed.saes["layers.2"].fingerprint() != together.saes["layers.2"].fingerprint()
 
 
 def test_train_sae_is_a_suite_of_one() -> None:
@@ -213,6 +236,33 @@ def test_stopped_between_stages(
         with pytest.raises(Stop):
             train(tmp_path / "run")
     train(tmp_path / "run")
+    assert_same(tmp_path / "run", straight)
+
+
+def preferring(patched: pytest.MonkeyPatch, encoding: str, precision: str) -> None:
+    """A machine on which these are the fastest, whatever is asked."""
+    patched.setattr(training, "choose_encoding", lambda *_: encoding)
+    patched.setattr(training, "resolve_precision", lambda *_: precision)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("general", 61), ("safety", 13)])
+def test_a_restart_keeps_the_number_formats_it_was_begun_with(
+    stage: str, step: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Measured again, others may win: those of the folder stay, in checkpoints, in later stages and in the result."""
+    preferring(monkeypatch, "bf16", "bf16")
+    straight = train(tmp_path / "straight"), tmp_path / "straight"
+    formats = {"precision": "bf16", "encoder": dict.fromkeys(SUITE, "bf16")}
+    assert straight[0].choices == formats
+    with monkeypatch.context() as patched:
+        stop_at(patched, stage, step)
+        with pytest.raises(Stop):
+            train(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["choices"] == formats
+    preferring(monkeypatch, "fp32", "fp32")
+    resumed = train(tmp_path / "run")
+    assert resumed.choices == formats
+    assert {entry.encoding for entry in resumed.log} == {"bf16"}
     assert_same(tmp_path / "run", straight)
 
 
@@ -344,6 +394,22 @@ def test_suites_that_make_no_sense(variants: list[dict[str, Any]], problem: str)
         make_suite(["layers.1"], variants)
 
 
+def test_the_guide_names_every_setting_with_its_default() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    said: dict[str, str] = {}
+    for line in guide.partition("### Suite recipes")[2].partition("\n### ")[0].splitlines():
+        cells = line.replace("`", "").split(" | ")
+        if len(cells) == 3:  # one default for each key of the row, or one for all
+            keys, defaults = cells[0].removeprefix("| ").split(", "), cells[1].split(", ")
+            said |= dict(zip(keys, defaults * len(keys), strict=False))
+    for part in (SAESpec, TrainingConfig):
+        for name, field in part.model_fields.items():
+            value = yaml.safe_load(said[name])
+            if name != "scale" and value == "none":
+                value = None
+            assert (float(value) if isinstance(field.default, float) else value) == field.default, name
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------------
 
 
@@ -416,8 +482,9 @@ def test_stages_cut_texts_and_positions() -> None:
 
 
 def test_memory_of_the_block_in_bytes() -> None:
-    assert TrainingConfig(buffer_bytes=1 << 20).block([32, 32]) == (1 << 20) // 256
-    assert TrainingConfig().block([32]) == 1 << 18
+    assert TrainingConfig(buffer_bytes=1 << 20).block(32) == (1 << 20) // 128
+    assert TrainingConfig(buffer_bytes=1).block(32) == 1
+    assert TrainingConfig().block(32) == 1 << 18
 
 
 # -- trackers -------------------------------------------------------------------------------------------------------
@@ -444,6 +511,28 @@ def test_metrics_go_to_a_tracker_that_is_asked_for(
     assert seen["finish"] == [1]
     said = json.dumps([seen["init"], seen["log"]]) + (tmp_path / "mine" / "run.json").read_text()
     assert "secret-key" not in said
+
+
+def test_after_a_restart_the_tracker_is_told_what_came_before(
+    straight: tuple[TrainedSuite, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A tracker's run is a new one then: without the earlier lines its curves would begin in the middle."""
+    runs: list[list[dict[str, Any]]] = []
+    module = types.ModuleType("wandb")
+    module.init = lambda **_: runs.append([])  # type: ignore[attr-defined]
+    module.log = lambda numbers: runs[-1].append(numbers)  # type: ignore[attr-defined]
+    module.finish = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with monkeypatch.context() as patched:
+        stop_at(patched, "safety", 13)
+        with pytest.raises(Stop):
+            train(tmp_path / "run", track="wandb")
+    train(tmp_path / "run", track="wandb")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    expected = [(e["stage"], e["sae"], e["loss"]) for e in lines]
+    assert [(e["stage"], i, e[f"{i}/loss"]) for e in runs[1] for i in SUITE if f"{i}/loss" in e] == expected
+    assert 0 < len(runs[0]) < len(runs[1])
+    assert numbers(tmp_path / "run") == numbers(straight[1])
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])

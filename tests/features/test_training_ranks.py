@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -26,10 +27,31 @@ from tiny_run import environment
 SCRIPT = Path(train_process.__file__)
 
 
-def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+TRACKER = """
+import json, os
+from pathlib import Path
+FILE = Path({folder!r}) / f"rank-{{os.environ['RANK']}}.jsonl"
+
+def said(what, value):
+    with FILE.open("a") as file:
+        file.write(json.dumps([what, value]) + "\\n")
+
+def init(**options):
+    said("init", options)
+
+def log(numbers):
+    said("log", numbers)
+
+def finish():
+    said("finish", None)
+"""
+
+
+def torchrun(*arguments: object, processes: int = 2, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port",
                str(29500 + os.getpid() % 2000), *map(str, arguments)]  # fmt: skip
-    env = environment() | {"PYTHONPATH": str(SCRIPT.parent), "GLOO_SOCKET_IFNAME": "lo"}
+    places = os.pathsep.join(map(str, filter(None, (SCRIPT.parent, path))))
+    env = environment() | {"PYTHONPATH": places, "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
 
 
@@ -50,10 +72,39 @@ def lines(folder: Path) -> dict[tuple[str, int], dict[str, object]]:
             for e in read_metrics(folder / "metrics.jsonl")}  # fmt: skip
 
 
+def tracked(place: Path) -> Path:
+    """A folder with a tracker that writes down what each rank sends."""
+    place.mkdir()
+    (place / "trackio.py").write_text(TRACKER.format(folder=str(place)))
+    return place
+
+
+def sent(place: Path) -> dict[int, tuple[str, list[dict[str, object]]]]:
+    """{rank: (name of its run, what it logged)}; every run was begun and ended once."""
+    found = {}
+    for file in sorted(place.glob("rank-*.jsonl")):
+        first, *logged, last = [json.loads(line) for line in file.read_text().splitlines()]
+        assert (first[0], last[0], {what for what, _ in logged}) == ("init", "finish", {"log"})
+        found[int(file.stem.split("-")[1])] = (first[1]["name"], [numbers for _, numbers in logged])
+    return found
+
+
+def steps(logged: list[dict[str, object]]) -> set[tuple[str, int]]:
+    """(autoencoder, step) of every line that was sent."""
+    found = [(key.rpartition("/")[0], int(str(value))) for e in logged for key, value in e.items()
+             if key.endswith("/step")]  # fmt: skip
+    assert len(found) == len(set(found)) == len(logged)
+    return set(found)
+
+
 def test_spread_over_two_processes_every_bit_is_the_same(alone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    done = torchrun(SCRIPT, folder, "spread")
+    folder, tracker = tmp_path / "two", tracked(tmp_path / "tracker")
+    done = torchrun(SCRIPT, folder, "spread", "trackio", path=tracker)
     assert done.returncode == 0, done.stderr
+    (first, lines_0), (second, lines_1) = (sent(tracker)[rank] for rank in (0, 1))
+    assert (first, second) == ("two", "two-rank1")  # each rank sends its own autoencoders
+    assert {sae_id for sae_id, _ in steps(lines_0)} == set(list(train_process.SUITE)[::2])
+    assert steps(lines_0) | steps(lines_1) == lines(alone).keys()
     for sae_id, sae in saes(folder).items():
         assert sae.fingerprint() == saes(alone)[sae_id].fingerprint(), sae_id
     assert lines(folder) == lines(alone)
@@ -62,9 +113,11 @@ def test_spread_over_two_processes_every_bit_is_the_same(alone: Path, tmp_path: 
 
 
 def test_split_batches_differ_by_rounding_only(alone: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "two"
-    done = torchrun(SCRIPT, folder, "data")
+    folder, tracker = tmp_path / "two", tracked(tmp_path / "tracker")
+    done = torchrun(SCRIPT, folder, "data", "trackio", path=tracker)
     assert done.returncode == 0, done.stderr
+    assert list(sent(tracker)) == [0]  # both took the same steps
+    assert steps(sent(tracker)[0][1]) == lines(alone).keys()
     assert max(step for sae_id, step in lines(folder) if sae_id == "topk") > 90
     for sae_id, sae in saes(folder).items():
         other = dict(saes(alone)[sae_id].named_parameters())

@@ -1,12 +1,13 @@
 """Trains a small suite into a folder, as a process of its own that can be killed or be one of several ranks.
 
-Arguments: the folder, and "data" or "spread" for the short training of the tests with ranks.
+Arguments: the folder; "data" or "spread" for the short training of the tests with ranks; a tracker.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -30,9 +31,9 @@ SHORT = (StageConfig(name="general", positions="tokens", epochs=3, lr=1e-3, batc
 """Some 100 steps."""
 
 
-def train(folder: Path | None, parallel: str | None = None) -> TrainedSuite:
+def train(folder: Path | None, parallel: Any = None, track: Any = None) -> TrainedSuite:
     stages = SHORT if parallel else STAGES
-    return train_suite(tiny(), texts(20), SUITE, stages, CONFIG, out=folder, parallel=parallel)  # type: ignore[arg-type]
+    return train_suite(tiny(), texts(20), SUITE, stages, CONFIG, out=folder, parallel=parallel, track=track)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import torch
 
 from seamark.errors import ConfigError, DataError, FormatError
 from seamark.sae import SAEConfig, SparseAutoencoder, quality, sae_config
+from seamark.sae.product import Exact
 
 
-def make(d_in: int = 16, d_sae: int = 64, k: int = 5, **more: object) -> SparseAutoencoder:
+def make(d_in: int = 16, d_sae: int = 64, k: int | None = 5, **more: object) -> SparseAutoencoder:
     sae = SparseAutoencoder(sae_config(d_in=d_in, d_sae=d_sae, k=k, hookpoint="layers.1", **more), seed=3)
     with torch.no_grad():
         sae.b_dec += 0.1
@@ -32,6 +33,18 @@ def test_encode_decode_follow_the_paper() -> None:
     x_hat = z @ sae.W_dec + sae.b_dec
     torch.testing.assert_close(sae.decode(latents), x_hat * (h.std(1, keepdim=True) + 1e-6) + h.mean(1, keepdim=True))
     torch.testing.assert_close(sae(h), sae.decode(latents))
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batch_topk", "topk"])
+def test_positions_beyond_one_chunk_of_the_product(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = make(k=5 if "topk" in activation else None, activation=activation)
+    if sae.threshold is not None:
+        sae.threshold.data.fill_(0.5)
+    h = torch.randn(50, 16)
+    expected = torch.cat([sae.encode(row).dense() for row in h.split(1)])
+    monkeypatch.setattr(Exact, "chunk_bytes", 7 * 64 * 4)
+    torch.testing.assert_close(sae.encode(h).dense(), expected)
+    assert (expected != 0).any(1).all()
 
 
 def test_positive_keeps_only_what_fires() -> None:

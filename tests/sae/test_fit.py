@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_reference import dense_loss
 from torch import Tensor
 
 from seamark.errors import ConfigError, DataError
-from seamark.sae import FitConfig, FitLog, SAEConfig, SparseAutoencoder, fit, quality
+from seamark.sae import Checkpoints, FitConfig, FitLog, SAEConfig, SparseAutoencoder, fit, quality, trainer
 from seamark.sae.config import Activation
+from seamark.sae.step import Problem, Weights
 from seamark.sae.trainer import Trainer, geometric_median
 
 D_IN, D_SAE, K = 16, 64, 4
@@ -27,31 +29,33 @@ SAE = SAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, hookpoint="layers.1")
 HOW = FitConfig(lr=3e-3, batch_size=128, seed=5)
 
 
-def dense_losses(chunks: list[Tensor], how: FitConfig, total: int) -> list[float]:
-    """The same training with dense latents, autograd and an ordinary Adam."""
-    sae = SparseAutoencoder(SAE, seed=how.seed)
+def dense_training(chunks: list[Tensor], what: SAEConfig, how: FitConfig) -> tuple[list[float], Weights]:
+    """The same training with dense latents, autograd and an ordinary Adam: (loss of every step, what was learnt)."""
+    sae = SparseAutoencoder(what, seed=how.seed)
     batches = torch.cat([sae.preprocess(c)[0] for c in chunks]).split(how.batch_size)
-    with torch.no_grad():
-        sae.b_dec.copy_(batches[0].mean(0))
-    optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=True)
+    theta = torch.full((what.d_sae,), how.initial_threshold).log() if what.activation == "jumprelu" else None
+    first = (sae.W_enc.T, sae.W_dec, sae.b_enc, batches[0].mean(0), theta)
+    w = Weights(*(None if t is None else t.detach().clone().requires_grad_() for t in first))
+    optimizer = torch.optim.Adam(w.tensors(), betas=(0.9, 0.999), fused=True)
     losses = []
     for step, x in enumerate(batches):
-        pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
-        z = pre * torch.zeros_like(pre).scatter_(1, pre.topk(K, dim=1).indices, 1.0)
-        loss = ((z @ sae.W_dec + sae.b_dec - x).square().sum(1) / x.square().sum(1)).mean()
+        loss = dense_loss(w, x, Problem(what, how, how.sparsity_at(step, len(batches)), len(x)))
         optimizer.zero_grad()
         loss.backward()
-        assert sae.W_dec.grad is not None
-        if how.remove_parallel:
-            sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec.detach()
-        if how.clip:
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), how.clip)
-        optimizer.param_groups[0]["lr"] = how.rate(step, len(batches))
-        optimizer.step()
+        assert w.W_dec.grad is not None
+        with torch.no_grad():
+            if how.remove_parallel:
+                w.W_dec.grad -= (w.W_dec.grad * w.W_dec).sum(1, keepdim=True) * w.W_dec
+            if how.clip:
+                torch.nn.utils.clip_grad_norm_(w.tensors(), how.clip)
+            optimizer.param_groups[0]["lr"] = how.rate(step, len(batches))
+            optimizer.step()
+            if (step + 1) % how.decoder_norm_every == 0:
+                w.W_dec.div_(w.W_dec.norm(dim=1, keepdim=True))
         losses.append(loss.item())
-        if (step + 1) % how.decoder_norm_every == 0:
-            sae.normalize_decoder()
-    return losses
+    with torch.no_grad():
+        w.W_dec.div_(w.W_dec.norm(dim=1, keepdim=True))
+    return losses, w
 
 
 @pytest.mark.parametrize("encoder", ["fp32", "bf16", "int8"])
@@ -61,7 +65,7 @@ def test_loss_curve_coincides_with_dense_training(encoder: str, clip: float | No
     log: list[FitLog] = []
     how = HOW.model_copy(update={"encoder": encoder, "clip": clip})
     fit(chunks, {"a": (SAE, how)}, positions=3000, log=log.append)
-    expected = dense_losses(chunks, how, 3000)
+    expected, _ = dense_training(chunks, SAE, how)
     got = [entry.loss for entry in log]
     assert got == pytest.approx(expected, rel=1e-3)
     assert got[:5] == pytest.approx(expected[:5], rel=1e-5)
@@ -144,6 +148,36 @@ def variant(name: Activation, **more: object) -> tuple[SAEConfig, FitConfig]:
     return what, FitConfig(**({"lr": 3e-3, "batch_size": 128} | VARIANTS[name] | more))
 
 
+@pytest.mark.parametrize("encoder", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "dense_share"), [
+    ("topk", 0.03), ("topk_relu", 0.03), ("batch_topk", 0.03), ("jumprelu", 0.0), ("jumprelu", 1.0), ("relu", 0.0),
+    ("relu", 1.0),
+])  # fmt: skip
+def test_loss_curve_of_every_variant_coincides_with_dense_training(
+    name: Activation, dense_share: float, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """relu and jumprelu by sparse steps only (share 1) and by dense products only (share 0)."""
+    monkeypatch.setattr(trainer, "DENSE_SHARE", dense_share)
+    unused = "dense_loss_and_gradients" if dense_share else "loss_and_gradients"
+    monkeypatch.setattr(trainer, unused, None)
+    chunks = stream(12_000)
+    log: list[FitLog] = []
+    what, how = variant(name, encoder=encoder)
+    sae = fit(chunks, {"a": (what, how)}, positions=12_000, log=log.append)["a"]
+    expected, w = dense_training(chunks, what, how)
+    got = [entry.loss for entry in log]
+    assert len(got) == 94
+    assert got == pytest.approx(expected, rel=1e-3)
+    assert got[:5] == pytest.approx(expected[:5], rel=1e-5)
+    assert got[-1] < 0.7 * max(got)
+    for mine, reference in ((sae.W_enc.T, w.W_enc), (sae.W_dec, w.W_dec), (sae.b_enc, w.b_enc), (sae.b_dec, w.b_dec)):
+        assert (mine - reference).norm() <= 1e-3 * reference.norm()
+    if w.log_threshold is not None and sae.threshold is not None:  # saved as they were learnt
+        moved = w.log_threshold.exp() - how.initial_threshold
+        assert (sae.threshold - how.initial_threshold - moved).norm() <= 1e-2 * moved.norm()
+        assert moved.abs().max() > 0.01 * how.initial_threshold
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_learns_and_encodes_as_it_was_trained(name: Activation) -> None:
     whole = torch.cat(stream(14_000))
@@ -195,6 +229,26 @@ def test_expected_norm_scaling_is_folded() -> None:
         assert q.fvu < 0.5
 
 
+@pytest.mark.parametrize("name", ["batch_topk", "jumprelu"])
+def test_expected_norm_scaling_is_folded_into_thresholds(name: Activation) -> None:
+    """Thresholds are in the units of the activations that the finished autoencoder reads, not in those of training."""
+    whole = torch.cat(stream())
+    what, how = variant(name)
+    what = what.model_copy(update={"normalize": "none"})
+    factor = 1000 * float(whole[:128].norm(dim=1).mean()) / D_IN**0.5
+    plain = fit([whole * 1000 / factor], {"a": (what, how)}, positions=3000)["a"]
+    scaled = how.model_copy(update={"scale": "expected_norm"})
+    sae = fit([whole * 1000], {"a": (what, scaled)}, positions=3000)["a"]
+    assert plain.threshold is not None
+    assert sae.threshold is not None
+    assert (plain.threshold > 0).all()
+    torch.testing.assert_close(sae.threshold, plain.threshold * factor, rtol=1e-3, atol=0)
+    # The same latents fire; a few lie on the edge.
+    mine, other = sae.encode(whole * 1000).dense() != 0, plain.encode(whole * 1000 / factor).dense() != 0
+    assert other.sum() > len(whole)
+    assert (mine != other).sum() < 1e-3 * other.sum()
+
+
 def test_aux_k_revives_dead_latents() -> None:
     dead = {}
     for coefficient in (0.0, 1.0):
@@ -239,9 +293,28 @@ def test_log_says_what_happened() -> None:
 def test_rows_of_one_batch_do_not_outlive_it() -> None:
     """What waits for the next batch is a copy: a chunk that its maker overwrites does no harm."""
     sae = SparseAutoencoder(SAE.model_copy(update={"normalize": "none"}))
-    trainer = Trainer("a", sae, HOW, 3000, fresh=True)
+    one = Trainer("a", sae, HOW, 3000, fresh=True)
     chunk = torch.cat(stream())[:200].clone()
-    trainer.feed(chunk)
-    kept = trainer.state()[1]["waiting"].clone()
+    one.feed(chunk)
+    kept = one.state()[1]["waiting"].clone()
     chunk.zero_()
-    assert torch.equal(trainer.state()[1]["waiting"], kept)
+    assert torch.equal(one.state()[1]["waiting"], kept)
+
+
+def test_a_restart_keeps_the_number_format_it_was_begun_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A busy moment may make another format win; the checkpoint's stays, and with it every bit."""
+    suite = {"a": (SAE, HOW)}
+
+    def run(preferred: str, chunks: list[Tensor], folder: str) -> tuple[SparseAutoencoder, list[FitLog]]:
+        log: list[FitLog] = []
+        monkeypatch.setattr(trainer, "choose_encoding", lambda *_: preferred)
+        saver = Checkpoints(tmp_path / folder, every=5)
+        return fit(chunks, suite, positions=3000, checkpoints=saver, log=log.append)["a"], log
+
+    straight, log = run("bf16", stream(), "straight")
+    assert {entry.encoding for entry in log} == {"bf16"}
+    run("bf16", stream()[:3], "cut")
+    resumed, log = run("fp32", stream(), "cut")
+    assert 0 < log[0].step < 24
+    assert {entry.encoding for entry in log} == {"bf16"}
+    assert resumed.fingerprint() == straight.fingerprint()

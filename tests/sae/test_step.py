@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from dense_reference import dense_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seamark.sae.config import FitConfig, SAEConfig
 from seamark.sae.encoder import Encoder
+from seamark.sae.product import PRODUCTS
 from seamark.sae.step import Problem, Weights, dense_loss_and_gradients, loss_and_gradients
 from seamark.sae.topk import top_k
 
@@ -31,38 +33,6 @@ VARIANTS = {
 D_IN, D_SAE, N = 12, 96, 50
 
 
-class Jump(torch.autograd.Function):
-    """JumpReLU with the straight-through gradient of arXiv 2407.14435, eq. 11."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float) -> Tensor:
-        ctx.save_for_backward(pre, theta)
-        ctx.width = width
-        return pre * (pre > theta)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        pre, theta = ctx.saved_tensors
-        window = ((pre - theta).abs() < ctx.width / 2) / ctx.width
-        return grad * (pre > theta), (-theta * window * grad).sum(0), None
-
-
-class Step(torch.autograd.Function):
-    """The step function of L0, eq. 12."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float) -> Tensor:
-        ctx.save_for_backward(pre, theta)
-        ctx.width = width
-        return (pre > theta).to(pre.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        pre, theta = ctx.saved_tensors
-        window = ((pre - theta).abs() < ctx.width / 2) / ctx.width
-        return None, (-window * grad).sum(0), None
-
-
 def make(name: str, dtype: torch.dtype = torch.float64, n: int = N) -> tuple[Weights, Tensor, Problem]:
     config = SAEConfig(d_in=D_IN, d_sae=D_SAE, **VARIANTS[name][0])
     how = FitConfig(**VARIANTS[name][1])
@@ -73,45 +43,6 @@ def make(name: str, dtype: torch.dtype = torch.float64, n: int = N) -> tuple[Wei
     if config.activation == "jumprelu":
         w = w._replace(log_threshold=(0.3 + draw(D_SAE).abs()).log())
     return w, draw(n, D_IN), Problem(config, how, how.sparsity, n)
-
-
-def dense_loss(w: Weights, x: Tensor, p: Problem) -> Tensor:
-    """The definitions, straight from the papers: dense latents, autograd."""
-    pre = (x - w.b_dec * p.config.subtract_b_dec) @ w.W_enc.T + w.b_enc
-    k, penalty = p.config.k or 0, torch.zeros((), dtype=x.dtype)
-    match p.config.activation:
-        case "topk" | "topk_relu":
-            z = pre * torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
-            z = z.relu() if p.config.activation == "topk_relu" else z
-        case "batch_topk":
-            positive = pre.relu()
-            chosen = positive.flatten().topk(min(len(x) * k, positive.numel())).indices
-            z = positive * torch.zeros_like(positive).flatten().scatter_(0, chosen, 1.0).view_as(pre)
-        case "jumprelu":
-            assert w.log_threshold is not None
-            theta = w.log_threshold.exp()
-            z = Jump.apply(pre, theta, p.how.bandwidth)
-            penalty = p.sparsity * Step.apply(pre, theta, p.how.bandwidth).sum(1).mean()
-        case _:
-            z = pre.relu()
-            penalty = p.sparsity * z.sum(1).mean()
-    error = (z @ w.W_dec + w.b_dec - x).square().sum(1)
-    if p.how.loss == "relative":
-        error = error / x.square().sum(1)
-    loss = error.mean() + penalty
-    return loss if p.dead is None else loss + auxiliary_loss(w, x, x - (z @ w.W_dec + w.b_dec), p)
-
-
-def auxiliary_loss(w: Weights, x: Tensor, left: Tensor, p: Problem) -> Tensor:
-    """AuxK of arXiv 2406.04093 with the residual as a constant."""
-    assert p.dead is not None
-    pre = ((x - w.b_dec * p.config.subtract_b_dec) @ w.W_enc[p.dead].T + w.b_enc[p.dead]).relu()
-    k = min(p.how.aux_k or p.config.d_in // 2, len(p.dead))
-    z = pre * torch.zeros_like(pre).scatter_(1, pre.topk(k, dim=1).indices, 1.0)
-    error = (z @ w.W_dec[p.dead] - left.detach()).square().sum(1)
-    if p.how.loss == "relative":
-        error = error / x.square().sum(1)
-    return p.how.aux_coefficient * error.mean()
 
 
 def assert_gradients(w: Weights, x: Tensor, p: Problem, got: Weights, loss: float, squares: Tensor | None) -> None:
@@ -168,6 +99,37 @@ def test_a_cheap_product_changes_nothing_but_rounding(name: str, encoding: Any) 
     assert cheap.active == exact.active
     for a, b in zip(cheap.gradients.tensors(), exact.gradients.tensors(), strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize(("name", "encoding"), [(name, "fp32") for name in VARIANTS] + CHEAP)
+def test_positions_beyond_one_chunk_of_the_product(name: str, encoding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven positions at a time: an entry belongs to its place in the batch, not to that in its chunk."""
+    w, x, p = make(name, torch.float64 if encoding == "fp32" else torch.float32)
+    exact = loss_and_gradients(w, x, Encoder(w.W_enc, w.b_enc), p)
+    encoder = Encoder(w.W_enc, w.b_enc, encoding)
+    kind = PRODUCTS[encoding]
+    monkeypatch.setattr(kind, "chunk_bytes", 7 * D_SAE * encoder.product.element_size)
+    assert [rows.start for rows, _, _ in encoder.product.chunks(x)] == list(range(0, N, 7))
+    found = loss_and_gradients(w, x, encoder, p)
+    if encoding == "fp32":
+        assert_gradients(w, x, p, found.gradients, float(found.loss), found.squares)
+    assert found.active == exact.active
+    for a, b in zip(found.gradients.tensors(), exact.gradients.tensors(), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_what_a_cheap_product_may_be_off_is_each_positions_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small positions first, large ones in later chunks: by the margin of the small, entries of the large are lost."""
+    w, x, _ = make("relu", torch.float32, 70)
+    x[:7] *= 1e-3
+    x[7:] *= 100.0
+    b_enc = torch.zeros_like(w.b_enc)
+    monkeypatch.setattr(PRODUCTS["bf16"], "chunk_bytes", 7 * D_SAE * 2)
+    found = Encoder(w.W_enc, b_enc, "bf16").above(x, torch.zeros(1))
+    position, latent = (x @ w.W_enc.T > 0).nonzero(as_tuple=True)
+    assert found.bags is not None
+    assert torch.equal(torch.repeat_interleave(torch.arange(70), found.bags.diff()), position)
+    assert torch.equal(found.indices, latent)
 
 
 def test_batch_top_k_keeps_exactly_n_k_whatever_the_sample_says() -> None:

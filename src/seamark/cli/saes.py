@@ -58,7 +58,7 @@ class StreamOptions:
     """How activations are read and what is kept on the way."""
 
     buffer_gib: float | None = None
-    """Memory of the block that is shuffled (2 GiB at width 2,048)."""
+    """Memory of the block that is shuffled, for each hookpoint (2 GiB at width 2,048)."""
     spill: Path | None = None
     """Folder for that block, on disk instead of in memory."""
     cache: Path | None = None

@@ -49,7 +49,8 @@ class Metrics:
     """Takes every step of every autoencoder and keeps each `every`-th, the first and the last.
 
     With a `path` each goes to that file as one line of JSON at once, so a killed run has lost nothing. After a restart
-    `begin` cuts what the checkpoint does not know: but for timings, the file ends as that of an uninterrupted run.
+    `begin` cuts what the checkpoint does not know: but for timings, the file ends as that of an uninterrupted run. A
+    tracker begins a new run then, which is told the lines that the file has kept (under torchrun rank 0's: of all).
     """
 
     def __init__(self, path: Path | None, every: int) -> None:
@@ -60,6 +61,7 @@ class Metrics:
         """Where a line for the person watching goes."""
         self._stage = ""
         self._file: IO[str] | None = None
+        self._begun = False
 
     def restore(self, stages: Sequence[str]) -> None:
         """Read what earlier stages left."""
@@ -69,15 +71,21 @@ class Metrics:
     def begin(self, stage: str, done: Mapping[str, int], finished: Sequence[str]) -> None:
         """Start or continue a stage. `done`: steps that each autoencoder has behind it; `finished`: earlier stages."""
         self._stage = stage
-        if self.path is None:
-            return
-        self.lines = [e for e in read_metrics(self.path) if e["stage"] in finished
+        if self.path is not None:
+            self._cut(self.path, stage, done, finished)
+        if not self._begun:
+            for line in self.lines:
+                self._track(line)
+        self._begun = True
+
+    def _cut(self, path: Path, stage: str, done: Mapping[str, int], finished: Sequence[str]) -> None:
+        self.lines = [e for e in read_metrics(path) if e["stage"] in finished
                       or (e["stage"] == stage and e["step"] < done.get(e["sae"], 0))]  # fmt: skip
         if self._file is not None:
             self._file.close()
-        with disk_errors(self.path):
-            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        with disk_errors(path):
+            write_atomic(path, "".join(json.dumps(line) + "\n" for line in self.lines))
+            self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def __call__(self, entry: FitLog) -> None:
         """One step."""
@@ -89,9 +97,12 @@ class Metrics:
         if self._file is not None and self.path is not None:
             with disk_errors(self.path):
                 self._file.write(json.dumps(line) + "\n")
+        self._track(line)
+
+    def _track(self, line: Mapping[str, Any]) -> None:
         if self.tracker is not None:
             numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
-            self.tracker.log({f"{entry.name}/{k}": v for k, v in numbers.items()} | {"stage": self._stage})
+            self.tracker.log({f"{line['sae']}/{k}": v for k, v in numbers.items()} | {"stage": line["stage"]})
 
     @property
     def log(self) -> tuple[FitLog, ...]:

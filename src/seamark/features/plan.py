@@ -140,7 +140,8 @@ class TrainingConfig(BaseModel):
     """Positions in a block, which is read, shuffled and given out whole (2 GiB a hookpoint at width 2,048): an epoch
     that fits is read once, of a larger one each block is read anew every epoch."""
     buffer_bytes: int | None = Field(default=None, gt=0)
-    """The block's memory, in place of `buffer_tokens`: 4 bytes × the widths of all hookpoints for each position."""
+    """Memory of the block for each hookpoint, in place of `buffer_tokens`: 4 bytes × width for each position. It is not
+    shared out among the hookpoints: the order of positions would then depend on what else is trained."""
     buffer_on: Literal["cpu", "model"] = "cpu"
     """Where the block lies: in main memory, or on the model's device."""
     spill: Path | None = None
@@ -161,9 +162,9 @@ class TrainingConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     """Seed of the order and of the held-out texts."""
 
-    def block(self, widths: Sequence[int]) -> int:
-        """Positions in a block for hookpoints of these widths."""
-        return self.buffer_tokens if self.buffer_bytes is None else max(1, self.buffer_bytes // (4 * sum(widths)))
+    def block(self, width: int) -> int:
+        """Positions in a block at the model's width, however many hookpoints are read."""
+        return self.buffer_tokens if self.buffer_bytes is None else max(1, self.buffer_bytes // (4 * width))
 
 
 class SAETraining(SAESpec, TrainingConfig):

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,7 @@ class PartReader:
 def in_order(
     work: Callable[[PartWriter, list[int]], Found | None], batches: Iterable[tuple[PartWriter, list[int]]],
     at_once: int, ready: Callable[[], None],
-) -> Iterator[tuple[PartWriter, list[int], Found | None]]:  # fmt: skip
+) -> Generator[tuple[PartWriter, list[int], Found | None]]:  # fmt: skip
     """Each batch with what `work` makes of it, in their order; `at_once` of them are worked on side by side, in threads
     that begin with `ready`. An error among `batches` comes out behind the batches before it.
 

@@ -138,6 +138,8 @@ def train_suite(
 ) -> TrainedSuite:
     """Train many autoencoders from one pass of the model, each bit-equal to the same one trained alone on the stream.
 
+    Equal bits need equal number formats and threads: where "auto" was measured, give what `choices` says.
+
     Args:
         model: the model whose activations are learnt; it runs no further than the deepest hookpoint.
         texts: the texts of every stage, or {stage name: texts}; any iterables.
@@ -148,7 +150,8 @@ def train_suite(
             included, the same call goes on and ends in the same weights; a finished run is not done again.
         parallel: under torchrun: "data" splits every batch over the ranks, "spread" deals the autoencoders out. None:
             "spread" where there are as many as ranks. `out` must be a folder that all ranks see.
-        track: also send metrics to trackio or wandb, which must be installed.
+        track: also send metrics to trackio or wandb, which must be installed. Of ranks that "spread" each sends those
+            of its own autoencoders to a run of its own, `<folder>` and `<folder>-rank<r>`.
 
     Raises:
         As `train_sae`.
@@ -182,6 +185,7 @@ class _Training:
         self.model, self.stages, self.config = model, stages, config
         where = {sae_id: spec.hookpoint or model.default_hookpoint for sae_id, spec in suite.items()}
         self.widths = {hookpoint: model.d_model(hookpoint) for hookpoint in dict.fromkeys(where.values())}
+        self.block = config.block(max(self.widths.values()))  # all hookpoints of a model are equally wide
         self.suite = {i: spec.model_copy(update={"hookpoint": where[i]}) for i, spec in suite.items()}
         self.whats = {i: self._what(i) for i in suite}
         self.parallel = parallel or ("spread" if len(suite) >= ranks.world() else "data")
@@ -195,15 +199,15 @@ class _Training:
             raise ConfigError(e.what, where=sae_id, fix=e.fix) from e
 
     def run(self, texts: Texts, folder: TrainingFolder | None, track: TrackerName | None) -> TrainedSuite:
-        tracker = open_tracker(track) if track and ranks.rank() == 0 else None
+        tracker = ranks.together(lambda: open_tracker(track) if track and self._logs else None)
         data = self._read(texts)
         with folder.held() if folder else contextlib.nullcontext():
-            choices = folder.agree(self._asked(data), self._choose) if folder else ranks.told(self._choose())
+            choices = folder.agree(self._asked(data), self._choose) if folder else told_by_first(self._choose)
             if folder:
                 folder.merge_metrics([s.name for s in self.stages], list(self.suite))  # of ranks that were killed
             metrics = Metrics(self._metrics_file(folder), self.config.log_every)
             if tracker is not None:
-                name = folder.root.name if folder else "suite"
+                name = (folder.root.name if folder else "suite") + (f"-rank{ranks.rank()}" if ranks.rank() else "")
                 metrics.tracker = tracker("seamark", name, {"suite": self.suite, "stages": self.stages})
             try:
                 reports, saes = self._all_stages(data, choices, folder, metrics)
@@ -242,7 +246,8 @@ class _Training:
         return {
             "model": self.model.fingerprint(), "suite": self.suite, "stages": list(self.stages),
             "training": self.config.model_dump(mode="json", exclude=_NOT_DECISIVE)
-            | {"cached": self.config.cache is not None},
+            | {"cached": self.config.cache is not None}
+            | ({} if self.config.buffer_bytes is None else {"block": self.block}),
             "texts": {name: d.digests() for name, d in data.items()},
         }  # fmt: skip
 
@@ -253,9 +258,12 @@ class _Training:
         return {"precision": resolve_precision(self.config.precision, device.type), "encoder": encoder}
 
     def _metrics_file(self, folder: TrainingFolder | None) -> Path | None:
-        if folder is None or (ranks.rank() and self.parallel == "data"):
-            return None
-        return folder.metrics_file(ranks.rank())
+        return folder.metrics_file(ranks.rank()) if folder and self._logs else None
+
+    @property
+    def _logs(self) -> bool:
+        """Whether this rank keeps and sends its steps: those of "data" are the same on all, of "spread" its own."""
+        return ranks.rank() < (len(self.suite) if self.parallel == "spread" else 1)
 
     def _all_stages(
         self, data: Mapping[str, _Data], choices: Mapping[str, Any], folder: TrainingFolder | None, metrics: Metrics
@@ -314,7 +322,7 @@ class _Training:
         c = self.config
         return ActivationStream(
             self.model, texts, list(self.widths), epochs=epochs, seed=seed, batch_tokens=c.batch_tokens,
-            block=c.block(list(self.widths.values())), precision=choices["precision"], spill=c.spill, cache=c.cache,
+            block=self.block, precision=choices["precision"], spill=c.spill, cache=c.cache,
             device=self.model.device if c.buffer_on == "model" else "cpu",
         )  # fmt: skip
 
@@ -372,6 +380,11 @@ def split(texts: TokenTexts, held_out: float, seed: int) -> tuple[TokenTexts, To
 def _unit(text_id: str) -> str:
     pair, _, side = text_id.rpartition(":")
     return pair if side in ("chosen", "rejected") else text_id
+
+
+def told_by_first(choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What rank 0 chooses, on every rank; the others are idle while it measures."""
+    return ranks.told(ranks.together(lambda: choose() if ranks.rank() == 0 else {}))
 
 
 def say_first(text: str) -> None:

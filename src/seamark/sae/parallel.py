@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 Parallel = Literal["none", "data", "spread"]
 
 
@@ -60,6 +62,14 @@ class Ranks:
         sent = tensor.contiguous()
         dist.broadcast(sent, source)
         return sent if tensor.is_contiguous() else tensor.copy_(sent)
+
+    def first(self, choose: Callable[[], T]) -> T:
+        """What rank 0 chooses, on every rank: small plain data only. The others are idle while it measures."""
+        if self.size == 1:
+            return choose()
+        box: list[Any] = [choose() if self.rank == 0 else None]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
 
     def wait(self) -> None:
         """Until every rank is here."""

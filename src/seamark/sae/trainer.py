@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +74,9 @@ class Trainer:
             log_threshold = None
         self.weights = Weights(W_enc_FD, sae.W_dec.data, sae.b_enc.data, sae.b_dec.data, log_threshold)
         device = W_enc_FD.device
-        self.encoding: Encoding = encoding or choose_encoding(sae.config, how, device)
+        # Ranks that share an autoencoder share its format: checkpoints hold rank 0's.
+        choice: Callable[[], Encoding] = partial(choose_encoding, sae.config, how, device)
+        self.encoding: Encoding = encoding if encoding is not None else self.ranks.first(choice)
         self.encoder = Encoder(W_enc_FD, sae.b_enc.data, self.encoding)
         self.idle_F = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=device)
         self._gradients = self.weights._replace(W_enc=torch.empty_like(W_enc_FD), W_dec=torch.empty_like(sae.W_dec))
