@@ -55,6 +55,10 @@ CONTENDERS: dict[str, Contender] = {
         "with_sparsify", "the same with its option optimizer=adam (torch's Adam, linear warm-up and decay)",
         _AUTO, "sparsify", {"optimizer": "adam"},
     ),
+    "sparsify_adam_bf16": Contender(
+        "with_sparsify", "the same with Adam under bf16 autocast, which its Trainer offers on CUDA only", _AUTO,
+        "sparsify", {"optimizer": "adam", "bf16": True},
+    ),
     "dictionary_learning": Contender(
         "with_dictionary_learning", "AutoEncoderTopK with TopKTrainer.update, as its trainSAE runs it on CPU: fp32",
         _AUTO, "dictionary-learning", quality={"normalize_activations": True},
