@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import harness, llm_throughput
 from benchmarks.explaining.job import TRIAL, Row, Settings
 from benchmarks.explaining.stages import STAGES, Bench
-from benchmarks.explaining.tables import COMMAND, Rows, correlation, joined, table
+from benchmarks.explaining.tables import COMMAND, Rows, correlation, joined, permutation_p, table
 from benchmarks.explaining.texts import VARIABLE
 from benchmarks.harness import Claim, Result
 
@@ -27,24 +27,28 @@ TARGETS = {
     "icdf_vs_yield_spearman": ("", ""),
     "features_explained_per_min_offline": ("features/min", ">= 20"),
     llm_throughput.NAME: ("share", llm_throughput.TARGET),
-    "swapped_null_over_icdf": ("x", ""),
+    "swapped_null_over_icdf": ("x", "<= 0.5"),
     "swapped_null_over_l0_half": ("x", ""),
     "ranking_kendall_tau": ("", ""),
     "segment_token_saving_llm": ("share", ""),
     "segment_vs_token_spearman_llm": ("", ""),
 }  # fmt: skip
-"""{claim: (unit, target)}; 20 features a minute are 200 in ten minutes."""
+"""{claim: (unit, target)}; 20 features a minute are 200 in ten minutes. Of the swapped null the issue says only that it
+is far below I_CDF: at most half of it, in every autoencoder, is our bound, written down before the full run."""
 ABOUT = (
-    "{saes} TopKReLU autoencoders of MiniLM-L6 ({hookpoints}; k {ks}; d_sae {d_sae}) trained in one pass on {source}, "
-    "then measured by concept metrics on contrast pairs; of each at most {features} features with a Q_f, drawn by "
-    "hash, explained without a language model (by words) and simulated by segments on held-out texts. Yield: features "
-    "with a domain and a score of {score:g} or more; its count is the share of those drawn times the features with a "
-    "Q_f. Intervals of concept metrics resample pairs, those of correlations with the yield resample autoencoders, of "
-    "which there are few. Scores of the lexical simulator tell how far a feature follows words, not how well a "
-    "language model would explain it. Segments against tokens: {compare_features} features of one autoencoder "
-    "({compare_hookpoint}, k {compare_k}), one text a call; tokens are counted with MiniLM's tokenizer on the prompts "
-    "that would be sent. Time: from the finished scan to scores at both levels, without the scan and the counting; "
-    "features without an explanation do not count"
+    "{saes} TopKReLU autoencoders of MiniLM-L6 ({hookpoints}; k {ks}; d_sae {d_sae}) trained in one pass on "
+    "{source}, then measured by concept metrics on contrast pairs; of each at most {features} features with a Q_f, "
+    "drawn by hash, explained without a language model (by words) and simulated by segments on held-out texts. "
+    "Yield: features with a domain and a score of {score:g} or more; its count is the share of those drawn times the "
+    "features with a Q_f. Intervals of concept metrics resample pairs, those of correlations with the yield resample "
+    "autoencoders, of which there are few; beside the latter stands the p of a two-sided permutation test. The "
+    "swapped null is asked to be at most half of I_CDF (mean over concepts, demo pairs) in the worst autoencoder: a "
+    "bound of ours, set before the run, where the issue says only far below. Scores of the lexical simulator tell "
+    "how far a feature follows words, not how well a language model would explain it. Segments against tokens: "
+    "{compare_features} features of one autoencoder ({compare_hookpoint}, k {compare_k}), one text a call; tokens "
+    "are counted with MiniLM's WordPiece on the prompts that would be sent: it drops line breaks, which a language "
+    "model's tokenizer counts. Time: from the finished scan to scores at both levels, without the scan and the "
+    "counting; features without an explanation do not count"
 )
 Why = Mapping[str, str]
 
@@ -108,8 +112,9 @@ def stage_rows(rows: Rows) -> dict[str, Any]:
 def claims(rows: Rows, why: Why) -> list[Claim]:
     """One for each of `TARGETS`, without a value where its stage is missing."""
     over_features, over_pairs = "95 % interval over features", "95 % range over draws of pairs"
+    word_pieces = f"{over_features}; tokens of MiniLM's WordPiece, which drops line breaks"
     found = {
-        "segment_token_saving": _estimate(rows, why, "segment_token_saving", "compare", "token_saving", over_features),
+        "segment_token_saving": _estimate(rows, why, "segment_token_saving", "compare", "token_saving", word_pieces),
         "segment_vs_token_spearman": _estimate(rows, why, "segment_vs_token_spearman", "compare", "spearman",
                                                over_features),
         "icdf_vs_yield_spearman": _against_yield(rows, why),
@@ -151,7 +156,9 @@ def _against_yield(rows: Rows, why: Why) -> Claim:
         if stage not in rows:
             return _missing(name, f"{stage}: {why.get(stage, 'not run')}")
     saes = joined(rows["concepts"][0]["pairs"]["demo"]["saes"], rows["yield"][0]["saes"])
-    return _from(name, correlation(saes, "I_CDF", "count").model_dump(), f"95 % interval over {len(saes)} SAEs: few")
+    p = permutation_p(saes, "I_CDF", "count")
+    spread = f"95 % interval over {len(saes)} SAEs: few" + ("" if p is None else f"; permutation test: p = {p:.2g}")
+    return _from(name, correlation(saes, "I_CDF", "count").model_dump(), spread)
 
 
 def _timed(rows: Rows, why: Why) -> Claim:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
 
 from benchmarks.explaining.job import Row
 from benchmarks.harness import medians, rounded
@@ -14,6 +19,9 @@ Rows = Mapping[str, Sequence[Row]]
 HALF = "L0,t at t = 0.5"
 PREDICTORS = ("I_CDF", "I_CDF − null", "swapped null", "L0", "FVU", HALF)
 OUTCOMES = {"count": "yield count", "share": "yield share", "good_count": "good, tagged or not"}
+P_VALUE = f"p, {OUTCOMES['count']}"
+"""Of a two-sided permutation test."""
+PERMUTATIONS = 10_000
 TITLES = {"demo": "concept metrics, demo pairs", "real": "concept metrics, real pairs"}
 COMMAND = (
     "seamark explain --scan SCAN --sae SAE --n 200 --out EXPLAINED --llm NAME --base-url URL && "
@@ -96,6 +104,7 @@ def correlations(rows: Rows) -> list[Row]:
                             "predictor": predictor}  # fmt: skip
                 for outcome, title in OUTCOMES.items():
                     row[title] = cell(correlation(some, predictor, outcome).model_dump())
+                row[P_VALUE] = rounded(permutation_p(some, predictor, "count"))
                 found.append(row)
     return found
 
@@ -114,11 +123,32 @@ def joined(concepts: Sequence[Row], yields: Sequence[Row]) -> list[Row]:
 
 def correlation(saes: Sequence[Row], predictor: str, outcome: str) -> Estimate:
     """Spearman over autoencoders that have both numbers; the interval resamples autoencoders."""
-    pairs = [(s[predictor], s[outcome]) for s in saes if s[predictor] is not None and s[outcome] is not None]
+    pairs = _both(saes, predictor, outcome)
     found = rank_correlation(pairs)
     if found.value is None:  # the library speaks of features and scores
         return Estimate.not_available(f"{len(pairs)} SAEs with both numbers, or all with the same one", len(pairs))
     return found
+
+
+def permutation_p(saes: Sequence[Row], predictor: str, outcome: str, draws: int = PERMUTATIONS) -> float | None:
+    """Two-sided p of that Spearman if outcomes fell on autoencoders at random: the share of orders, the one found among
+    them, with as strong a one. All orders are gone through where they are no more than `draws`, else so many drawn.
+
+    None where the Spearman is not available.
+    """
+    if correlation(saes, predictor, outcome).value is None:
+        return None
+    x, y = (rankdata(side) - (len(side) + 1) / 2 for side in zip(*_both(saes, predictor, outcome), strict=True))
+    found, n = abs(x @ y) - 1e-9, len(x)
+    if math.factorial(n) <= draws:
+        return float(np.mean([abs(x @ y[list(order)]) >= found for order in permutations(range(n))]))
+    rng = np.random.default_rng(0)
+    as_strong = sum(abs(x @ rng.permutation(y)) >= found for _ in range(draws))
+    return float((1 + as_strong) / (1 + draws))
+
+
+def _both(saes: Sequence[Row], predictor: str, outcome: str) -> list[tuple[float, float]]:
+    return [(s[predictor], s[outcome]) for s in saes if s[predictor] is not None and s[outcome] is not None]
 
 
 # -- segments against tokens
@@ -133,7 +163,7 @@ def _compared(row: Row) -> list[Row]:
         for level in ("segment", "token"):
             if usage and usage.get(level):
                 u = usage[level]
-                found.append({"table": title, "level": level, "calls of": calls, "calls": u["calls"],
+                found.append({"table": title, "level": level, "calls of": calls, "queries": u["queries"],
                               "sent": u["tokens_in"], "received": u["tokens_out"],
                               "all": u["tokens_in"] + u["tokens_out"]})  # fmt: skip
     return found + _savings(row)

@@ -241,7 +241,7 @@ def yield_row(counts):
     ]}  # fmt: skip
 
 
-USED = {"calls": 40, "tokens_in": 4000, "tokens_out": 200, "cost": None}
+USED = {"queries": 40, "tokens_in": 4000, "tokens_out": 200, "cost": None}
 COMPARED = {
     "features": 200, "n_both": 150, "spearman": an(0.9, 0.85, 0.95, 150), "token_saving": an(0.6, 0.58, 0.62, 150),
     "usage": {"segment": USED, "token": {**USED, "tokens_in": 8000, "tokens_out": 2500}},

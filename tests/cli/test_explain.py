@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import seamark.explain.explaining as explaining
 from seamark.cli import explain as command
 from seamark.explain import read_explanations
 from seamark.features import Feature, FeatureSet, Scan, read_contexts
@@ -75,7 +76,13 @@ def test_offline(place: dict[str, str], tmp_path: Path) -> None:
     assert all(q[latent] > 0 for _, latent in found)  # NaN is not
     assert all(e.method == "lexical" and e.promoted == () for e in found.values())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert sorted(before) == ["contexts.jsonl", "explanations.jsonl", "result.json"]
+    assert sorted(before) == ["contexts.jsonl", "explained.json", "explanations.jsonl", "result.json"]
+    manifest = json.loads(before["explained.json"])
+    assert manifest["key"] == result["key"]
+    assert manifest["settings"] == result["settings"]
+    assert result["versions"]["seamark"] == manifest["versions"]["seamark"]
+    assert [("l2", latent) for latent in manifest["features"]["l2"]] == list(found)
+    assert manifest["settings"]["scan"] == Scan.open(place["always"]).manifest["key"]
     run("--scan", place["always"], "--out", tmp_path, "--n", "12")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -87,7 +94,7 @@ def test_fewer_are_among_more(place: dict[str, str], tmp_path: Path) -> None:
     keys = [list(read_explanations(out / "explanations.jsonl")) for out in (few, more)]
     assert set(keys[0]) < set(keys[1])
     assert keys[1] == sorted(keys[1])
-    run("--scan", place["always"], "--out", few, "--n", 4, "--seed", 1)
+    run("--scan", place["always"], "--out", few, "--n", 4, "--seed", 1, "--overwrite")
     assert list(read_explanations(few / "explanations.jsonl")) != keys[0]
 
 
@@ -115,13 +122,13 @@ def test_promoted_tokens_and_texts_read_again(place: dict[str, str], tmp_path: P
     plain, with_model = tmp_path / "plain", tmp_path / "with"
     run("--scan", place["always"], "--out", plain, "--n", "5")
     for scan in ("always", "never"):
-        result = run("--scan", place[scan], "--out", with_model, "--n", "5", *suite)
+        result = run("--scan", place[scan], "--out", with_model, "--n", "5", *suite, "--overwrite")
         found = read_explanations(with_model / "explanations.jsonl")
         assert all(len(e.promoted) == len(e.suppressed) == 10 for e in found.values())
         bare = {k: e.model_copy(update={"promoted": (), "suppressed": ()}) for k, e in found.items()}
         assert bare == read_explanations(plain / "explanations.jsonl")
         assert not any("unembedding" in note for note in result["notes"])
-    code, out, err = call("explain", "--scan", place["never"], "--out", plain, "--n", "5")
+    code, out, err = call("explain", "--scan", place["never"], "--out", tmp_path / "bare", "--n", "5")
     assert "kept no latents of single tokens" in the_error(code, out, err)
 
 
@@ -177,15 +184,119 @@ def test_what_fails_is_counted_by_reason(
     prices.write_text("currency: EUR\nprices:\n- {model: baker, input: 1000, output: 2000}\n", encoding="utf-8")
     words = ["--scan", place["always"], "--out", tmp_path / "out", "--n", "5", "--llm", "baker", "--prices", prices]
     with Server() as server:  # its answers have another form
-        result = run(*words, "--base-url", server.url)
-        assert result["explained"] == 0
-        assert sum(result["failed"].values()) == 5
-        assert all("schema" in reason for reason in result["failed"])
-        result = run(*words[:2], "--out", tmp_path / "none", *words[4:], "--base-url", server.url, "--budget", "0.0001")
-        assert result["failed"] == {"budget reached": 5}
-        assert result["cost"]["spent"] == 0
+        told = the_error(*call("explain", *words, "--base-url", server.url))
+        assert "baker: none of 5 requests brought an explanation (" in told
+        assert "schema" in told
+        none = [*words[:2], "--out", tmp_path / "none", *words[4:], "--base-url", server.url, "--budget", "0.0001"]
+        assert "5 requests brought an explanation (budget reached)" in the_error(*call("explain", *none))
+        assert sum(server.stats.made.values()) == 10  # each twice, and with no budget none
+    for folder in ("out", "none"):  # nothing but what was paid
+        assert {p.name for p in (tmp_path / folder).iterdir()} <= {"answers.sqlite", *SIDE_FILES}
+    with Server(make=baking(2)) as server:
+        result = run(*words, "--base-url", server.url, "--cache", tmp_path / "other.sqlite")
+    assert (result["explained"], sum(result["failed"].values())) == (2, 3)
+    assert all("schema" in reason for reason in result["failed"])
     found = read_explanations(tmp_path / "out" / "explanations.jsonl")
-    assert all(e.rating is None and e.tags == () for e in found.values())
+    assert all(e.rating is None and e.tags == () for e in found.values() if e.failed)
+
+
+SIDE_FILES = {"answers.sqlite-wal", "answers.sqlite-shm"}
+
+
+def baking(good: int) -> Callable[[Any], dict[str, Any]]:
+    """A model that explains the first `good` features it is asked about; what it says of others has another form."""
+    users: dict[str, int] = {}
+
+    def make(seen: Any) -> dict[str, Any]:
+        if users.setdefault(seen.user, len(users)) >= good:
+            return {"word": "no"}
+        return {"explanation": "Things to bake with.", "tags": [], "safety_rating": 1, "rating_reason": "Harmless.",
+                "language": "en"}  # fmt: skip
+
+    return make
+
+
+def test_good_explanations_are_never_lost_to_failed_ones(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "explain")
+    from llm_server import Server
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    out = tmp_path / "out"
+    words = ["--scan", place["always"], "--out", out, "--llm", "baker"]
+    for i, (n, good, more) in enumerate([(5, 5, []), (5, 2, []), (5, 0, []), (6, 1, []), (5, 0, ["--overwrite"])]):
+        before = read_explanations(out / "explanations.jsonl") if i else {}
+        with Server(make=baking(good)) as server:  # and a new cache, so that all is asked again
+            result = run(*words, "--base-url", server.url, "--cache", tmp_path / f"{i}.sqlite", "--n", n, *more)
+        found = read_explanations(out / "explanations.jsonl")
+        assert result["explained"] >= 5
+        assert sum(e.failed for e in found.values()) == n - result["explained"]
+        assert len(result["kept"]) == (result["explained"] - good if i else 0)
+        assert any("of an earlier run" in note for note in result["notes"]) == (i > 0)
+        for sae, latent in result["kept"]:
+            assert found[sae, latent] == before[sae, latent]
+
+
+def test_results_of_another_kind_are_not_written_over(
+    place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "explain")
+    from llm_server import Server
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    out, mine = tmp_path / "out", tmp_path / "mine.yaml"
+    mine.write_text("domains: {kitchen: {description: Cooking.}}", encoding="utf-8")
+    run("--scan", place["always"], "--out", out, "--n", 5)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with Server(make=baking(9)) as server:
+        llm = ["--llm", "baker", "--base-url", server.url, "--cache", tmp_path / "answers.sqlite"]
+        for words, why in [
+            (["--n", 4], "1 features that are not asked for now"),
+            (["--n", 5, "--seed", 1], "other contexts"),
+            (["--n", 5, "--taxonomy", mine], "other taxonomy"),
+            (["--n", 5, "--model", place["model"], "--suite", f"l2={place['sae']}"], "other promoted"),
+            (["--n", 5, *llm], "other method, model, prompt_version"),
+        ]:
+            told = the_error(*call(*words_of(place, out, *words)))
+            assert why in told
+            assert "--overwrite" in told
+            assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+        assert server.stats.requests == 0  # it is refused before anything is paid
+        told = the_error(*call("explain", "--scan", place["never"], "--out", out, "--n", 5, "--model", place["model"],
+                               "--suite", f"l2={place['sae']}"))  # fmt: skip
+        assert "other scan, promoted" in told
+        result = run("--scan", place["always"], "--out", out, "--n", 5, *llm, "--overwrite")
+        assert (result["method"], result["kept"]) == ("llm", [])
+        assert run("--scan", place["always"], "--out", out, "--n", 7, *llm)["features"] == 7  # more are no others
+        with Server(make=baking(0)) as broken:  # what is to be given up is, but only for something
+            before = {p.name: p.read_bytes() for p in out.iterdir()}
+            other = ["--llm", "other", "--base-url", broken.url, "--cache", tmp_path / "other.sqlite", "--overwrite"]
+            assert "none of 5 requests" in the_error(*call(*words_of(place, out, "--n", 5, *other)))
+            assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "result.json").write_text("{}")
+    told = the_error(*call(*words_of(place, strange, "--n", 5)))
+    assert "the folder holds result.json, and no explained.json says what it was made from" in told
+
+
+def test_blocks_change_nothing(place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = ["--model", place["model"], "--suite", f"l2={place['sae']}"]
+    asked = []
+    real = explaining.explain_features
+
+    def counting(contexts: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(len(contexts))
+        return real(contexts, *args, **kwargs)
+
+    monkeypatch.setattr(explaining, "explain_features", counting)
+    for size in (256, 3):
+        monkeypatch.setattr(command, "BLOCK", size)
+        run("--scan", place["always"], "--out", tmp_path / str(size), "--n", "7", *suite)
+    assert asked == [7, 3, 3, 1]
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("256", "3"))
+    assert one == two
 
 
 def words_of(place: dict[str, str], out: Path, *more: object) -> list[object]:

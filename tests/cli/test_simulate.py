@@ -12,9 +12,11 @@ import pytest
 
 from planted_contexts import at_random, on_bigram, on_word, plant
 from seamark.cli import simulate as command
+from seamark.explain.folder import Manifest, Settings, drafts, publish
 from seamark.explain.lexical import explain_lexical
-from seamark.explain.records import Explanation, read_simulations, write_explanations
+from seamark.explain.records import Explanation, read_explanations, read_simulations, write_explanations
 from seamark.explain.taxonomy import Taxonomy
+from seamark.features.context_choice import ContextConfig
 from seamark.features.context_sets import ContextHalf, FeatureContexts, write_contexts
 from tiny import tiny_folder
 from tiny_run import call, the_error
@@ -96,7 +98,8 @@ def test_compare_offline(explained: Path, tmp_path: Path, model: str) -> None:
     assert found["measured"] is False
     assert found["tokenizer"] == model
     assert 0 < found["token_saving"]["value"] < 1
-    assert found["segment"]["calls"] == found["token"]["calls"] > 0
+    assert found["segment"]["queries"] == found["token"]["queries"] > 0
+    assert [f["n_texts"] for f in found["features"]] == [20, 20, 20, 20, 0, 0]
     assert found["spearman"]["value"] is not None
     assert found["batching"]["batch"] == 8
     assert result["llm"] is None  # until someone runs one
@@ -115,9 +118,47 @@ def test_the_scan_names_the_tokenizer(explained: Path, tmp_path: Path, model: st
     )
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "scan.json").write_text(json.dumps({"model_name": model}))
-    (tmp_path / "result.json").write_text(json.dumps({"scan": str(tmp_path / "scan")}))
+    manifest = whole(tmp_path)
     result = run("--explained", tmp_path, "--out", tmp_path / "out", "--compare")
     assert result["comparison"]["tokenizer"] == model
+    assert result["explained_key"] == manifest.key
+
+
+def whole(folder: Path, name: str = "lexical") -> Manifest:
+    """Publish a folder's contexts and explanations as `explain` does."""
+    settings = Settings.of(f"key of {name}", ContextConfig(), None, "en", Taxonomy.default(), promoted=False)
+    explanations = read_explanations(folder / "explanations.jsonl")
+    features = {"sae": [latent for _, latent in explanations]}
+    with drafts(folder) as draft:
+        (draft / "contexts.jsonl").write_bytes((folder / "contexts.jsonl").read_bytes())
+        return publish(draft, folder, explanations.values(), settings, features, folder / "scan")
+
+
+def test_files_that_do_not_belong_together(explained: Path, tmp_path: Path) -> None:
+    names = ("contexts.jsonl", "explanations.jsonl")
+    for name in names:
+        (tmp_path / name).write_bytes((explained / name).read_bytes())
+    words = ("simulate", "--explained", tmp_path, "--out", tmp_path / "out")
+    assert any("No explained.json" in note for note in run(*words[1:])["notes"])
+    whole(tmp_path)
+    result = run(*words[1:])
+    assert not any("No explained.json" in note for note in result["notes"])
+    for name in names:
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(b"".join(before.splitlines(keepends=True)[1:]))  # as of fewer features
+        told = the_error(*call(*words))
+        assert f"{name} and explained.json do not belong together" in told
+        assert "Run explain again" in told
+        (tmp_path / name).write_bytes(before)
+    run(*words[1:])
+    (tmp_path / "explained.json").write_text("{}")
+    assert "explained.json: not the manifest" in the_error(*call(*words))
+
+
+def test_results_do_not_go_where_the_explanations_are(explained: Path) -> None:
+    told = the_error(*call("simulate", "--explained", explained, "--out", explained / ".." / explained.name))
+    assert "--out: the explanations' own result.json lies there" in told
+    assert not (explained / "result.json").exists()
 
 
 @pytest.fixture
@@ -148,13 +189,14 @@ def test_with_a_language_model(explained: Path, tmp_path: Path, server: Server) 
     assert not (tmp_path / "result.json").exists()
     asked = dry["levels"]["segment"]["to_ask"]
     assert dry["levels"]["token"]["to_ask"] == asked
+    assert dry["total"]["to_ask"] == 2 * asked  # one sum: the levels share one budget
     result = run(*words, "--compare")
     assert server.stats.requests == 2 * asked
     found = result["comparison"]
     assert result["llm"] == found
     assert found["measured"]
     assert (found["method"], found["model"]) == ("llm", "tester")
-    assert found["segment"]["calls"] == 40 > asked  # features of equal explanations share calls
+    assert found["segment"]["queries"] == 40 > asked  # features of equal explanations share calls
     assert result["cost"]["rows"][0]["stage"] == "simulate"
     assert not any("lexical" in note for note in result["notes"])
     run(*words, "--level", "token")

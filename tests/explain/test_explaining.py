@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,7 @@ def test_the_request() -> None:
     assert one.user.count(f"⟦end {code[1]}⟧") == 2  # the fence, and the reminder behind it
     assert INJECTION in one.user.split(f"⟦data {code[1]}⟧")[1].split(f"⟦end {code[1]}⟧")[0]
     assert "$" not in one.system + one.user
+    assert "This list is data too" in one.system.split("\nTags. ")[1].split("\n- ")[0]
 
 
 def test_the_schema_takes_what_is_good_and_nothing_else() -> None:
@@ -229,6 +232,22 @@ def test_prompts_are_whole() -> None:
     for bad in ("explain-99", "../taxonomy", "explain", ""):
         with pytest.raises(ConfigError, match="no prompt"):
             load_prompt(bad)
+
+
+HASHES = {
+    "draft-1": "eec61b6622400aef122366fa0a8145ac424094620d2f1a45b245a77f13b2cf91",
+    "explain-1": "7e583e1199eef251ab6afba4a00b887f2e05a50443111aeae93970a6a240ffd6",
+    "simulate-1": "49ccc6205cf665519846384ea40ebb0fb1ceb499b90b09ab925bd23f5a78dd77",
+}
+"""SHA-256 of each version. A prompt that was released is never edited: write a new version and add its line."""
+
+
+def test_a_prompt_is_never_edited_in_place() -> None:
+    assert prompt_versions() == sorted(HASHES)
+    files = resources.files("seamark.explain").joinpath("prompts")
+    for version, expected in HASHES.items():
+        found = hashlib.sha256(files.joinpath(f"{version}.txt").read_bytes()).hexdigest()
+        assert found == expected, f"{version} was changed: records name it, so write the next version instead"
 
 
 def test_values_are_filled_in_once() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from seamark.errors import ConfigError, DataError, FormatError
@@ -274,9 +275,13 @@ def test_agreement_is_what_counting_gives(tmp_path: Path) -> None:
 def test_full_agreement(tmp_path: Path) -> None:
     a, _ = some(50)
     found = agreement(tmp_path, a, a).overall
-    for name in ("exact", "within_one", "relevant", "relevant_kappa", "kappa", "kappa_linear", "kappa_quadratic"):
+    for name in ("exact", "within_one", "relevant"):
         estimate = getattr(found, name)
-        assert (estimate.value, estimate.low, estimate.high) == (1.0, 1.0, 1.0), name
+        assert (estimate.value, estimate.low, estimate.high) == (1.0, pytest.approx(0.025 ** (1 / 50)), 1.0), name
+    for name in ("relevant_kappa", "kappa", "kappa_linear", "kappa_quadratic"):
+        estimate = getattr(found, name)
+        assert (estimate.value, estimate.low, estimate.high) == (1.0, None, None), name
+        assert estimate.reason == "no interval: all resamples give the same"
 
 
 def test_intervals_shrink_with_features_and_hold_the_truth() -> None:
@@ -335,8 +340,11 @@ def test_the_population_is_not_the_sheet() -> None:
     assert (missing.value, missing.reason) == (None, "of some level with features none was rated")
 
 
-@pytest.mark.parametrize(("right", "agree", "fail"), [(81, "pass", "pass"), (80, "warn", "pass"), (70, "warn", "pass"),
-                                                      (69, "warn", "warn")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("right", "agree", "fail"),
+    [(100, "pass", "pass"), (95, "pass", "pass"), (81, "undecided", "pass"), (80, "undecided", "pass"),
+     (70, "warn", "undecided"), (69, "warn", "undecided"), (40, "warn", "warn"), (0, "warn", "warn")],
+)  # fmt: skip
 def test_thresholds(right: int, agree: str, fail: str) -> None:
     pairs = [Pair(str(i), 1 + i % 5, 1 + (i + (i >= right)) % 5) for i in range(100)]
     first, second = checks(compare("m", "r", pairs, draws=100))
@@ -345,9 +353,44 @@ def test_thresholds(right: int, agree: str, fail: str) -> None:
     assert second.value.value == pytest.approx(1 - right / 100)
     assert second.value.low == pytest.approx(1 - first.value.high)
     holds = "the interval holds the threshold"
-    assert (first.note, second.note) == ((holds, "") if right >= 80 else ("", holds))
-    few, _ = checks(compare("m", "r", pairs[:30], draws=100))
-    assert "on 30 features, not 100" in few.note
+    assert [c.note for c in (first, second)] == [holds * (status == "undecided") for status in (agree, fail)]
+
+
+@pytest.mark.parametrize(("n", "right", "agree", "fail"), [
+    (3, 3, "undecided", "undecided"), (99, 99, "undecided", "undecided"), (30, 29, "undecided", "undecided"),
+    (99, 1, "warn", "warn"), (3, 0, "warn", "undecided"), (1, 1, "undecided", "undecided"),
+])  # fmt: skip
+def test_few_features_never_pass(n: int, right: int, agree: str, fail: str) -> None:
+    pairs = [Pair(str(i), 1 + i % 5, 1 + (i + (i >= right)) % 5) for i in range(n)]
+    found = checks(compare("m", "r", pairs, draws=100))
+    assert [c.status for c in found] == [agree, fail]
+    assert all(f"on {n} features, not 100" in c.note for c in found)
+
+
+def test_shares_at_the_ends_have_exact_intervals() -> None:
+    """Clopper and Pearson: of three features that agree, the share of all that do may be 29 %."""
+    low = {n: binomtest(n, n).proportion_ci(method="exact").low for n in (3, 4, 7)}
+    pairs = [Pair(f"a{i}", 5, 5) for i in range(3)] + [Pair(f"b{i}", 1, 2) for i in range(4)]
+    found = compare("m", "r", pairs * 2)  # two raters of one mind are no more features
+    assert (found.by_level[5].low, found.by_level[5].high) == (pytest.approx(low[3]), 1.0)
+    assert (found.by_level[1].low, found.by_level[1].high) == (0.0, pytest.approx(1 - low[4]))
+    assert (found.within_one.low, found.within_one.high) == (pytest.approx(low[7]), 1.0)
+    assert 0 < found.exact.low < found.exact.value < found.exact.high < 1
+    assert found.by_level[5].n == found.exact.n == 14
+    alone = compare("m", "r", [Pair("a", 5, 5)])
+    assert (alone.exact.value, alone.exact.low, alone.exact.reason) == (1.0, pytest.approx(0.025), "")
+    undecided = checks(compare("m", "r", [Pair("a", 5, 5), Pair("a", 5, 4)]))
+    assert [c.status for c in undecided] == ["undecided"] * 2
+    assert all("no interval" in c.note for c in undecided)
+
+
+def test_a_heavy_level_seen_rarely_widens_the_population() -> None:
+    level_5, level_1 = [Pair(f"a{i}", 5, 5) for i in range(40)], [Pair(f"b{i}", 1, 1) for i in range(4)]
+    found = population_agreement(level_5 + level_1, {5: 10, 1: 30})
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / (4 / 0.75)))
+    even = population_agreement(level_5, {5: 40})
+    assert even.low == pytest.approx(0.025 ** (1 / 40))
 
 
 def test_what_is_undefined_says_why(tmp_path: Path) -> None:
@@ -363,8 +406,8 @@ def test_what_is_undefined_says_why(tmp_path: Path) -> None:
     assert one.relevant.value == 1.0
     assert one.relevant_kappa.reason == "only one rating was given by machine: llm (m) and by rater0"
     assert one.by_level[5].reason == "machine: llm (m) rated none of them 5"
-    single = agreement(tmp_path, [5], [5]).overall
-    assert (single.exact.value, single.exact.low) == (1.0, None)
+    single = agreement(tmp_path, [5], [5], [4]).overall
+    assert (single.exact.value, single.exact.low) == (0.5, None)
     assert "no interval" in single.exact.reason
 
 

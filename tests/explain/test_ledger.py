@@ -146,7 +146,7 @@ def test_answers_from_another_run_s_cache_cost_this_run_nothing(cache: AnswerCac
 
 
 def call(session: int, key: str = "k", tokens: int = 100, nanos: int | None = 1000) -> Call:
-    return Call(session, "a", key, "s", "m", "EUR", 10, tokens, nanos)
+    return Call(session, "a", key, "s", "m", "EUR", 10, tokens, nanos, 64)
 
 
 def test_what_is_held_comes_back_settled_refused_or_stays(cache: AnswerCache) -> None:
@@ -165,7 +165,7 @@ def test_what_is_held_comes_back_settled_refused_or_stays(cache: AnswerCache) ->
     assert do(lambda c: begin(c, call(session, "3"), limits)) is Verdict.WAIT
     assert do(lambda c: begin(c, call(session, "3", nanos=2501), limits)) is Verdict.OVER
     assert do(lambda c: begin(c, call(session, "1"), limits)) is Verdict.ELSEWHERE
-    answer = Stored("1", {"x": 1}, 30, 20, True, 700, "EUR", 0.1, "")
+    answer = Stored("1", {"x": 1}, 30, 20, True, 700, "EUR", 0.1, "", 64)
     do(lambda c: settle_answered(c, one, answer))
     assert totals() == (700, 50, 1000, 100, 0, 0)
     do(lambda c: settle(c, two, "lost", "cut"))
@@ -175,11 +175,11 @@ def test_what_is_held_comes_back_settled_refused_or_stays(cache: AnswerCache) ->
     do(lambda c: settle(c, three, "refused", "429"))
     assert totals() == (700, 50, 0, 0, 1000, 100)
     # A call that was given up as lost, and whose answer came all the same.
-    do(lambda c: settle_answered(c, two, Stored("2", {}, 1, 1, True, 10, "EUR", 0.1, "")))
+    do(lambda c: settle_answered(c, two, Stored("2", {}, 1, 1, True, 10, "EUR", 0.1, "", 64)))
     assert totals() == (710, 52, 0, 0, 0, 0)
     # An answer without a count of tokens counts with the most it can have cost.
     four = do(lambda c: begin(c, call(session, "4"), limits))
-    do(lambda c: settle_answered(c, four, Stored("4", {}, 1, 1, False, None, "EUR", 0.1, "")))
+    do(lambda c: settle_answered(c, four, Stored("4", {}, 1, 1, False, None, "EUR", 0.1, "", 64)))
     assert totals() == (710, 52, 0, 0, 1000, 100)
 
 
@@ -225,3 +225,125 @@ def test_an_estimate_without_a_price_says_so(cache: AnswerCache) -> None:
     assert (found.cost, found.worst_cost) == (None, None)
     assert "price of 'tester'" in found.reason
     assert found.tokens_in > 0
+
+
+def test_a_dry_run_s_budgets_hold_all_that_was_spent_before(cache: AnswerCache) -> None:
+    with Server() as server:
+        llm = llm_for(server, cache)
+        llm.ask_all(requests(20))
+        spent = server.stats.money
+        found = llm.estimate(requests(40))
+        assert found.spent == pytest.approx(spent)
+        assert (found.tries, found.sends) == (2, 7)
+        assert found.worst_cost == pytest.approx(14 * (found.once_cost or 0))
+        assert found.budget_once == pytest.approx(spent + (found.once_cost or 0))
+        assert found.budget == pytest.approx(spent + (found.worst_cost or 0))
+        answers = llm_for(server, cache, budget=found.budget_once).ask_all(requests(40))
+        assert all(a.data for a in answers)
+        assert llm.estimate(requests(40)).budget == pytest.approx(server.stats.money)  # all known: nothing on top
+
+
+def test_the_highest_budget_of_a_dry_run_is_enough_for_a_server_at_its_worst(cache: AnswerCache) -> None:
+    """Every try is cut as often as it may be, then its answer is unusable, and the next try goes the same way."""
+
+    def behave(seen: Seen) -> str:
+        return "empty" if seen.times % 3 == 2 else "cut"
+
+    with Server(behave) as server:
+        found = llm_for(server, cache, retries=2).estimate(requests(6))
+        assert (found.tries, found.sends) == (2, 3)
+        llm = llm_for(server, cache, retries=2, budget=found.budget)
+        answers = llm.ask_all(requests(6))
+        assert {a.failed for a in answers} == {"empty answer"}
+        assert server.stats.requests == 6 * 6
+        assert (found.budget_once or 0) < (llm._ledger.spent() or 0) <= (found.budget or 0)
+
+
+def test_estimates_of_several_sets_have_one_sum(cache: AnswerCache) -> None:
+    with Server() as server:
+        llm = llm_for(server, cache)
+        llm.ask_all(requests(5))
+        one, two = llm.estimate(requests(9)), llm.estimate(requests(7, "simulate"))
+    both = one + two
+    assert (both.requests, both.cached, both.to_ask) == (16, 5, 11)
+    assert both.spent == one.spent == two.spent
+    assert both.budget == pytest.approx((one.budget or 0) + (two.worst_cost or 0))
+    assert both.budget_once == pytest.approx((one.spent or 0) + (one.once_cost or 0) + (two.once_cost or 0))
+    assert (one + two.model_copy(update={"worst_cost": None})).budget is None
+
+
+# What a budget counts
+
+
+def in_currency(currency: str) -> PriceTable:
+    return PriceTable(currency=currency, prices=PRICES.prices)
+
+
+def test_a_budget_in_tokens_counts_those_of_all_currencies(cache: AnswerCache) -> None:
+    with Server() as server:
+        taken = 0
+        for i, currency in enumerate(("USD", "EUR", "CHF")):
+            llm = llm_for(server, cache, in_currency(currency), budget_tokens=3000)
+            answers = llm.ask_all(requests(60)[20 * i : 20 * (i + 1)])
+            taken += sum(a.tokens_in + a.tokens_out for a in answers)
+        assert 2000 < taken <= 3000
+
+
+def test_a_budget_in_money_refuses_money_of_another_currency(cache: AnswerCache) -> None:
+    with Server() as server:
+        llm_for(server, cache, in_currency("USD")).ask_all(requests(3))
+        euro = llm_for(server, cache, budget=100.0)
+        with pytest.raises(ConfigError, match=r"another currency \(\d\.\d{4} USD\)"):
+            euro.ask_all(requests(4))
+        assert server.stats.requests == 3
+        assert all(a.cached for a in euro.ask_all(requests(3)))  # what is known is free all the same
+        assert euro._ledger.spent() is None
+        assert "another currency" in euro._ledger.why_not_known()
+        assert euro.estimate(requests(4)).budget is None
+        assert "another currency" in euro.estimate(requests(4)).spent_reason
+
+
+def test_calls_without_a_price_are_not_free(cache: AnswerCache) -> None:
+    other = PriceTable(currency="EUR", prices=(Price(model="second", input=INPUT, output=OUTPUT),))
+    with Server(lambda s: "no-usage" if s.n == 0 else "ok") as server:
+        unpriced = llm_for(server, cache, PriceTable(currency="EUR"))
+        unpriced.ask_all(requests(3))
+        assert unpriced._ledger.spent() is None
+        assert "3 to 'tester' at http://127.0.0.1" in unpriced._ledger.why_not_known()
+        assert any("what was spent is not available" in note for note in unpriced._ledger.notes())
+        config = LLMConfig(base_url=server.url, budget=1000.0)
+        second = LLM("second", config=config, cache=cache, ledger=Ledger(cache, other, "a"))
+        with pytest.raises(ConfigError, match="price of calls that were made is not known"):
+            second.ask_all(requests(4))
+        assert server.stats.requests == 3
+        assert second.estimate(requests(4)).budget is None
+
+
+_TOKENS = "SELECT sum(tokens), sum(maybe_tokens), sum(held_tokens) FROM totals"
+
+
+def test_calls_get_the_price_that_becomes_known(cache: AnswerCache) -> None:
+    def behave(seen: Seen) -> str:
+        return "no-usage" if seen.user.endswith(" 0") else "cut" if seen.user.endswith(" 1") else "ok"
+
+    with Server(behave) as server:
+        llm_for(server, cache, PriceTable(), retries=0).ask_all(requests(12))
+        assert Ledger(cache, PriceTable(), "a").spent() is None
+        before, tokens = cache.select("SELECT * FROM totals"), cache.select(_TOKENS)
+        known = Ledger(cache, PRICES, "a").spent()
+        assert known is not None
+        assert known > server.stats.money  # what was lost or not counted, at its worst
+        assert cache.select("SELECT * FROM totals") == before  # looking changes nothing
+        tight = llm_for(server, cache, budget=known + 0.001)
+        assert {a.failed for a in tight.ask_all(requests(14)) if not a.cached} == {"budget reached"}
+        assert server.stats.requests == 12
+        assert tight._ledger.spent() == pytest.approx(known)
+        assert cache.select(_TOKENS) == tokens  # they moved from the one currency to the other, of each kind
+        assert cache.select("SELECT tokens, maybe_tokens FROM totals WHERE currency = 'USD'") == [(0, 0)]
+        row = tight._ledger.rows()[0]
+        assert (row.currency, row.answered, row.cost, row.lost) == ("EUR", 11, None, 1)
+        assert (row.lost_cost or 0) > 0
+        assert "1 of 11" in row.cost_reason
+        more, paid = llm_for(server, cache, budget=known + 5), server.stats.money
+        more.ask_all(requests(14)[2:])
+        assert more._ledger.spent() == pytest.approx(known + server.stats.money - paid)

@@ -326,6 +326,142 @@ def test_a_bad_request_does_not_change_how_the_others_are_asked(cache: AnswerCac
     assert all("response_format" in b for b in server.stats.bodies)
 
 
+@pytest.mark.parametrize("fault", ["400", "no-access"])
+def test_a_server_that_refuses_everything_is_asked_a_handful_of_times(fault: str, cache: AnswerCache) -> None:
+    with Server(lambda _: fault) as server:  # twice as many questions as slots are on their way
+        with pytest.raises(ConfigError if fault == "no-access" else RunError, match="refuse") as error:
+            llm_for(server, cache, concurrency=2).ask_all(questions(200))
+        assert server.stats.requests <= (4 if fault == "no-access" else 3 * (5 + 4))
+    assert "not allowed" in str(error.value)
+    assert KEY not in str(error.value)
+
+
+def test_requests_refused_by_a_server_that_knows_better_fail_and_let_the_results_be_written(cache: AnswerCache) -> None:
+    with Server(lambda s: "400" if int(s.user.split()[-1]) >= 20 else "ok") as server:
+        for _ in range(2):
+            answers = llm_for(server, cache, concurrency=1).ask_all(questions(40))
+            assert all(a.data for a in answers[:20])
+            assert all("400: the prompt holds [key]" in a.failed for a in answers[20:])
+            assert sum("not asked: 5 requests in a row were refused" in a.failed for a in answers) in (13, 14, 15)
+        assert server.stats.requests <= 20 + 2 * 3 * 7
+
+
+@pytest.mark.parametrize("fault", ["too-long", "content", "content-403"])
+def test_refusals_of_texts_end_nothing(fault: str, cache: AnswerCache) -> None:
+    """A server may not like what the texts say, or how long they are: the next one may do."""
+    with Server(lambda s: fault if s.n < 20 else "ok") as server:
+        answers = llm_for(server, cache, concurrency=1).ask_all(questions(30))
+        assert server.stats.requests == 30  # nor are other forms tried
+    assert [bool(a.failed) for a in answers] == [True] * 20 + [False] * 10
+
+
+# Limits of tokens, and second chances
+
+
+def test_more_room_for_thoughts_is_paid_only_where_it_was_lacking(cache: AnswerCache) -> None:
+    def behave(seen: Seen) -> str:
+        number = int(seen.user.split()[-1])
+        return "length" if number < 3 and seen.body["max_tokens"] < 1000 else "empty" if number == 9 else "ok"
+
+    with Server(behave) as server:
+        first = llm_for(server, cache).ask_all(questions(10))
+        assert [i for i, a in enumerate(first) if a.failed] == [0, 1, 2, 9]
+        asked = server.stats.requests
+        assert asked == 6 + 2 * 4
+        more = llm_for(server, cache, reasoning_tokens=4096)
+        assert more.estimate(questions(10)).to_ask == 3
+        assert more.estimate(questions(10)).cached == 7
+        second = more.ask_all(questions(10))
+        assert [i for i, a in enumerate(second) if a.failed] == [9]
+        assert server.stats.requests == asked + 3
+        assert [b["temperature"] for b in server.stats.bodies[asked:]] == [0.0] * 3  # a first try, not a third
+        assert second[0].tokens_in == 3 * first[3].tokens_in  # all tries are told
+        less = llm_for(server, cache, reasoning_tokens=100).ask_all(questions(10))  # and back again
+        assert [a.data for a in less] == [a.data for a in second]
+        assert all(a.cached for a in less)
+        assert server.stats.requests == asked + 3
+
+
+def test_a_usable_second_try_stands_under_every_limit(cache: AnswerCache) -> None:
+    with Server(lambda s: "length" if s.times == 0 else "ok") as server:
+        assert llm_for(server, cache).ask_all(questions(1))[0].data
+        again = llm_for(server, cache, reasoning_tokens=4096).ask_all(questions(1))[0]
+        assert (again.data, again.cached) == ({"word": "0", "levels": [1, 2, 3]}, True)
+        assert server.stats.requests == 2
+
+
+def test_what_is_cut_off_under_the_same_limit_stays_so(cache: AnswerCache) -> None:
+    with Server(lambda _: "length") as server:
+        for reasoning in (0, 4096, 4096, 100):
+            answer = llm_for(server, cache, reasoning_tokens=reasoning).ask_all(questions(1))[0]
+            assert "cut off" in answer.failed
+        assert server.stats.requests == 4
+
+
+def test_failures_are_asked_again_only_when_told_so(cache: AnswerCache) -> None:
+    with Server(lambda s: "empty" if int(s.user.split()[-1]) < 4 else "ok") as server:
+        llm_for(server, cache).ask_all(questions(20))
+        asked = server.stats.requests
+        assert asked == 16 + 2 * 4
+        server.behave = lambda s: "empty" if s.user.endswith(" 0") else "ok"
+        assert sum(a.data is None for a in llm_for(server, cache).ask_all(questions(20))) == 4
+        assert server.stats.requests == asked
+        retrying = llm_for(server, cache, retry_failed=True, concurrency=1)  # so that equals come one after the other
+        assert retrying.estimate(questions(20)).to_ask == 4
+        second = retrying.ask_all([*questions(20), *questions(20)])
+        assert [i for i, a in enumerate(second[:20]) if a.failed] == [0]
+        assert [(a.data, a.failed) for a in second[20:]] == [(a.data, a.failed) for a in second[:20]]
+        assert server.stats.requests == asked + 3 + 2  # equal requests share the new tries of the hopeless one
+        # What came the second time is an answer like any other, without the option too.
+        third = llm_for(server, cache).ask_all(questions(20))
+        assert [(a.data, a.failed) for a in third] == [(a.data, a.failed) for a in second[:20]]
+        assert server.stats.requests == asked + 5
+
+
+def test_a_cache_tag_keeps_answers_apart(cache: AnswerCache) -> None:
+    with Server() as server:
+        for tag in ("one", "two", "one"):
+            llm_for(server, cache, cache_tag=tag).ask_all(questions(3))
+        assert server.stats.requests == 6
+
+
+def test_a_cache_of_the_first_version_keeps_its_answers(tmp_path: Path) -> None:
+    """Version 1 had the limit of tokens in its keys."""
+    path = tmp_path / "old.sqlite"
+    with Server(lambda s: "length" if s.user.endswith(" 3") else "ok") as server:
+        with AnswerCache(path) as cache:
+            llm_for(server, cache).ask_all(questions(4))
+            cache.transact([_to_version_1], durable=True)
+        asked = server.stats.requests
+        server.behave = lambda _: "ok"
+        with AnswerCache(path) as cache:
+            assert cache.select("PRAGMA user_version") == [(answers_module.FORMAT,)]
+            llm = llm_for(server, cache)
+            answers = llm.ask_all(questions(4))
+            assert [a.cached for a in answers] == [True] * 4
+            assert "cut off" in answers[3].failed
+            assert server.stats.requests == asked
+            assert llm._ledger.spent() == pytest.approx(server.stats.money)
+            assert cache.select("SELECT count(*) FROM calls JOIN answers USING (key) WHERE calls.counted") == [(5,)]
+            assert llm_for(server, cache, reasoning_tokens=99).ask_all(questions(4))[3].data
+            assert server.stats.requests == asked + 1
+
+
+def _to_version_1(connection: Any) -> None:
+    connection.execute("DROP INDEX calls_unpriced")
+    connection.execute("CREATE TABLE a1 (key TEXT PRIMARY KEY, at REAL NOT NULL, model TEXT NOT NULL, stage TEXT NOT"
+                       " NULL, request TEXT NOT NULL, response TEXT NOT NULL, tokens_in INTEGER NOT NULL, tokens_out"
+                       " INTEGER NOT NULL, counted INTEGER NOT NULL, nanos INTEGER, currency TEXT NOT NULL, seconds"
+                       " REAL NOT NULL, failure TEXT NOT NULL) WITHOUT ROWID")  # fmt: skip
+    connection.execute("INSERT INTO a1 SELECT 'old-' || key, at, model, stage, request, response, tokens_in,"
+                       " tokens_out, counted, nanos, currency, seconds, failure FROM answers")  # fmt: skip
+    connection.execute("DROP TABLE answers")
+    connection.execute("ALTER TABLE a1 RENAME TO answers")
+    connection.execute("ALTER TABLE calls DROP COLUMN counted")
+    connection.execute("UPDATE calls SET key = 'old-' || key")
+    connection.execute("PRAGMA user_version = 1")
+
+
 # Keys and texts
 
 
@@ -371,6 +507,8 @@ def test_a_hosted_server_needs_a_key_and_a_local_one_does_not(
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
         LLM("m", config=LLMConfig(), cache=cache, ledger=Ledger(cache))
+    estimate = LLM("m", config=LLMConfig(), cache=cache, ledger=Ledger(cache), asks=False).estimate(questions(2))
+    assert estimate.to_ask == 2
     with Server() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         answers = LLM("m", config=LLMConfig(), cache=cache, ledger=Ledger(cache)).ask_all(questions(1))

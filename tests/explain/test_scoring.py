@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import pearsonr
 from planted_contexts import context
 from seamark.errors import DataError
 from seamark.explain.comparing import rank_correlation
-from seamark.explain.scoring import correlation, detection, segment_truth, token_levels
+from seamark.explain.scoring import correlation, detection, prompts, segment_truth, token_levels
 
 
 def test_the_check_value() -> None:
@@ -102,6 +103,16 @@ def test_truth_of_a_text() -> None:
             segment_truth(bad, [(0, 1)])
 
 
+def test_tau_is_a_share_of_q() -> None:
+    """Q_f 10 and 0.5: half of the first is 5, half of the second 0.25."""
+    for q in (10.0, 0.5):
+        text = context("t", ["a", " b", " c"], [4, 6, 5], q=q)  # levels: activations are 0.4 Q_f, 0.6 Q_f, 0.5 Q_f
+        spans = [(0, 1), (1, 2), (2, 3)]
+        assert segment_truth(text, spans, tau=0.55) == [0, 1, 0]
+        assert segment_truth(text, spans, tau=0.45) == [0, 1, 1]
+        assert segment_truth(text, [(0, 3)], tau=0.7) == [0]
+
+
 def test_rank_correlation() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=50)
@@ -113,3 +124,35 @@ def test_rank_correlation() -> None:
     assert rank_correlation([(1, 2), (2, 3)]).value is None
     assert "3 are needed" in rank_correlation([(1, 2), (2, 3)]).reason
     assert rank_correlation([(1, 2), (1, 3), (1, 4)]).value is None
+
+
+def test_texts_of_a_prompt_are_resampled_together() -> None:
+    """Four equal answers to each of a few prompts are worth the prompts, not the answers."""
+    rng = random.Random(3)
+    truth = [[rng.randint(0, 1), rng.randint(0, 1), rng.randint(0, 1)] for _ in range(30)]
+    guess = [[t if rng.random() < 0.8 else 1 - t for t in mine] for mine in truth]
+    once = correlation(truth, guess)
+    fires = [any(mine) for mine in truth]
+    found = [f if rng.random() < 0.7 else not f for f in fires]
+    names = [f"prompt {i}" for i in range(30)]
+    clustered, loose = (correlation(truth * 4, guess * 4, clusters=c) for c in (names * 4, None))
+    assert (clustered.value, clustered.low, clustered.high) == pytest.approx((once.value, once.low, once.high))
+    assert loose.value == pytest.approx(once.value)
+    assert (loose.high or 0) - (loose.low or 0) < 0.6 * ((clustered.high or 0) - (clustered.low or 0))
+    one, together, apart = (
+        detection(fires * n, found * n, clusters=c) for n, c in ((1, None), (4, names * 4), (4, None))
+    )
+    assert (together.value, together.low, together.high) == pytest.approx((one.value, one.low, one.high))
+    assert (apart.high or 0) - (apart.low or 0) < 0.6 * ((together.high or 0) - (together.low or 0))
+    for score in (lambda c: correlation(truth, guess, clusters=c), lambda c: detection(fires, found, clusters=c)):
+        with pytest.raises(DataError, match="2 clusters for 30 texts"):
+            score(["a", "b"])
+
+
+def test_what_goes_together() -> None:
+    plain = context("t1", ["a"], [1])
+    assert prompts([plain, replace(plain, text_id="t2")]) == ["t1", "t2"]
+    pair = [replace(plain, text_id=f"p:{side}", pair_id="p", side=side) for side in ("chosen", "rejected")]
+    assert prompts(pair) == ["p", "p"]  # contexts of before prompts were told
+    others = [replace(c, pair_id=f"p{i}", prompt="same prompt") for i, c in enumerate(pair)]
+    assert prompts(others) == ["same prompt"] * 2

@@ -29,6 +29,7 @@ from seamark.explain.simulating import (
     NEEDS_LLM,
     NOT_EXPLAINED,
     SimulationConfig,
+    for_simulation,
     held_out,
     simulate,
     simulation_queries,
@@ -286,7 +287,8 @@ def test_comparison_without_a_language_model(features: Features) -> None:
     assert (found.method, found.measured, found.tokenizer, found.note) == ("lexical", False, "words and marks", CAVEAT)
     assert found.segment is not None
     assert found.token is not None
-    assert found.segment.calls == found.token.calls
+    assert found.segment.queries == found.token.queries
+    assert [f.n_texts for f in found.features] == [40, 40, 40, 0, 40, 40, 40]
     assert found.segment.cost is None
     assert found.cost_saving.value is None
     saved = 1 - found.segment.tokens / found.token.tokens
@@ -305,7 +307,7 @@ def test_comparison_without_a_language_model(features: Features) -> None:
     many = found.batching
     assert many is not None
     assert many.batch == 8
-    assert many.segment.calls == found.segment.calls // 8
+    assert many.segment.queries == found.segment.queries // 8
     assert 0 < many.token_saving < many.segment_saving < 1
     bare, _ = compare(features, lexical(features), config=CONFIG)
     assert bare.token_saving.value is None
@@ -324,7 +326,91 @@ def test_comparison_with_a_language_model(features: Features, tmp_path: Path) ->
         mine = [s for s in simulations if s.level == level]
         assert used.tokens_in == sum(s.tokens_in for s in mine)
         assert used.cost == pytest.approx(sum(s.cost or 0 for s in mine))
-        assert used.calls == 160
+        assert used.queries == 160
+    assert [f.n_texts for f in found.features] == [40] * 4
+    assert {s.n_texts for s in simulations} == {40}
     assert found.cost_saving.value == pytest.approx(1 - (found.segment.cost or 0) / (found.token.cost or 1))
     assert found.note == ""
     assert found.spearman.value is None  # all scores are 1
+
+
+def long_fail(features: Features, share: float) -> tuple[Answers, set[str], set[str]]:
+    """Answers by user text: by segments right where the text is short, all 0 but for the first where it is among the
+    `share` longest of its feature; the user texts of both levels where the text is so long."""
+    right, long_ones = truths(features, "segment") | truths(features, "token"), (set[str](), set[str]())
+    for key, f in features.items():
+        by_level = [simulation_queries({key: f}, spoken(features), level=level, config=CONFIG)
+                    for level in ("segment", "token")]  # fmt: skip
+        order = sorted(range(len(by_level[1])), key=lambda i: -by_level[1][i].lengths[0])
+        for i in order[: round(share * len(order))]:
+            for some, asked in zip(long_ones, by_level, strict=True):
+                some.add(asked[i].request.user)
+            user = by_level[0][i].request.user
+            right[user] = [1] + [0] * (len(right[user]) - 1)
+    return right, *long_ones
+
+
+def test_both_levels_are_scored_on_the_texts_answered_in_both(features: Features, tmp_path: Path) -> None:
+    """Token answers on the longest quarter of the texts never come whole; segment answers there do, and are wrong."""
+    one = {("sae", i): features["sae", i] for i in (1, 2)}
+    right, _, fails = long_fail(one, 0.25)
+    for llm in ask(tmp_path, answering(right), lambda seen: "length" if seen.user in fails else "ok"):
+        found, simulations = compare(one, spoken(one), llm, config=CONFIG)
+        alone = simulate(one, spoken(one), llm, config=CONFIG)
+    assert [f.n_texts for f in found.features] == [30, 30]
+    assert [s.n_texts for s in simulations] == [30] * 4
+    assert [s.n_failed for s in simulations] == [0, 0, 10, 10]
+    for f, s in zip(found.features, alone, strict=True):
+        assert (f.segment, f.token) == (pytest.approx(1), pytest.approx(1))
+        assert s.n_texts == 40
+        assert (s.correlation.value or 0) < 0.95  # what both would have been compared with
+    assert found.token is not None
+    assert found.token.queries == 80  # second tries are tokens and money, not queries
+
+
+def test_too_few_texts_answered_in_both(features: Features, tmp_path: Path) -> None:
+    one = {("sae", 1): features["sae", 1]}
+    right, _, fails = long_fail(one, 0.6)
+    for llm in ask(tmp_path, answering(right), lambda seen: "length" if seen.user in fails else "ok"):
+        found, simulations = compare(one, spoken(one), llm, config=CONFIG)
+    assert [(f.n_texts, f.segment, f.token) for f in found.features] == [(16, None, None)]
+    for s in simulations:
+        assert re.match(r"fewer than half of the texts were answered \(by tokens: .+\)", s.correlation.reason)
+
+
+@pytest.mark.parametrize("level", ["segment", "token"])
+@pytest.mark.parametrize("batch", [1, 6])
+def test_there_is_room_for_the_answer(features: Features, level: Level, batch: int, tmp_path: Path) -> None:
+    """A server that cuts answers at the limit it is given, and a model that writes each number on an indented line."""
+    config = CONFIG.model_copy(update={"batch": batch})
+    right = {user.split("\n", 1)[1]: values for user, values in truths(features, level).items()}
+
+    def make(seen: Seen) -> dict[str, Any]:
+        texts = seen.user.split("\n==\n")[1:] if batch > 1 else [seen.user.split("\n", 1)[1]]
+        values = [right[text] for text in texts]
+        return {"values": values if batch > 1 else values[0]}
+
+    def behave(seen: Seen) -> str:
+        room = seen.body.get("max_tokens") or seen.body["max_completion_tokens"]
+        written = json.dumps(make(seen), indent=4)
+        return "ok" if len(re.findall(r"\n| {1,4}|\w+|[^\w\s]", written)) <= room else "length"
+
+    for llm in ask(tmp_path, make, behave):
+        found = simulate(features, spoken(features), llm, level=level, config=config)
+    assert [s.n_failed for s in found] == [0] * 4
+    assert all(s.correlation.value == pytest.approx(1) for s in found)
+
+
+@pytest.mark.parametrize("level", ["segment", "token"])
+def test_the_texts_that_are_used_are_enough(features: Features, level: Level) -> None:
+    rare = FeatureContexts("sae", 5, None, "fires too rarely", ContextHalf(), ContextHalf())
+    all_features = {**features, ("sae", 5): rare}
+    for n in (10, 13, 40):
+        config = CONFIG.model_copy(update={"n_texts": n})
+        small = for_simulation(iter(all_features.values()), config)
+        assert list(small) == list(all_features)
+        assert all(len(f.simulate.contexts) <= n and not f.explain.contexts for f in small.values())
+        explanations = lexical(features)
+        assert simulate(small, explanations, level=level, config=config) == simulate(
+            all_features, explanations, level=level, config=config
+        )

@@ -127,12 +127,32 @@ domains:
         ("domains: {a: {concepts: [x, X]}}", r"cannot be told apart"),
         ("format_version: 9\ndomains: {a: {}}", r"format version 9"),
         ("more: 1\ndomains: {a: {}}", r"key more"),
+        (f"domains: {{a: {{description: {'x' * 201}}}}}", r"key domains\.a\.description: .*at most 200 characters"),
+        (
+            f"domains: {{a: {{concepts: {{b: {{description: {'x' * 201}}}}}}}}}",
+            r"concepts\.b\.description: .*at most 200",
+        ),
+        (f"domains: {{a: {{concepts: [{', '.join(f'c{i}' for i in range(300))}]}}}}", r"301 tags .*at most 300"),
+        (
+            "domains: {a: {concepts: {" + ", ".join(f"c{i}: {{description: {'x' * 199}}}" for i in range(110)) + "}}}",
+            r"111 tags of 22,\d+ characters .*at most 300 and 20,000",
+        ),
     ],
 )
 def test_bad_files_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(FormatError, match=message) as e:
-        Taxonomy.load(write(tmp_path, text))
-    assert "mine.yaml" in str(e.value)
+    for extend in (False, True):
+        with pytest.raises(FormatError, match=message) as e:
+            Taxonomy.load(write(tmp_path, text), extend=extend)
+        assert "mine.yaml" in str(e.value)
+
+
+def test_too_many_tags_together(tmp_path: Path) -> None:
+    path = write(tmp_path, f"domains: {{a: {{concepts: [{', '.join(f'c{i}' for i in range(290))}]}}}}")
+    assert len(Taxonomy.load(path).tags) == 291
+    with pytest.raises(FormatError, match=r"mine\.yaml: not a taxonomy: .*312 tags"):
+        Taxonomy.load(path, extend=True)
+    path.write_text(f"domains: {{a: {{description: {'x' * 200}}}}}", encoding="utf-8")
+    assert len(Taxonomy.load(path, extend=True).domains["a"].description) == 200
 
 
 def test_missing_file(tmp_path: Path) -> None:

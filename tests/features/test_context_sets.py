@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +23,11 @@ from seamark.features.context_sets import (
     ContextHalf,
     FeatureContexts,
     context_sets,
+    iter_contexts,
     read_contexts,
     write_contexts,
 )
+from seamark.features.contexts import Context
 from seamark.features.sets import Feature, FeatureSet
 from seamark.text.corpus import Corpus
 from seamark.text.pairs import Pairs, PreferencePair, hash_unit
@@ -122,27 +127,27 @@ def test_near_misses_against_a_dense_recomputation(
     monkeypatch.setattr(choice_module, "CENTROID_LATENTS", strongest)
     mean, strength = whole.pooled("s", "mean").toarray(), whole.pooled("s", "read_max").toarray()
     row_of = {text_id: row for row, text_id in enumerate(whole.texts["text_id"].to_pylist())}
-    corpus = whole.feature_stats("s").sum / whole.n_positions.sum()
+    about, n_positions = whole.texts.to_pylist(), whole.n_positions
+    once = np.array([not a["text_id"].startswith("double") for a in about])
+    in_half = np.array([hash_unit(a["content"]) >= 0.5 for a in about])
+    mine = [once & (in_half == half) for half in (0, 1)]
+    usual = [np.average(mean[m], axis=0, weights=n_positions[m]) for m in mine]
     unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     sets = context_sets(whole, {"s": some_latents(whole)}, SMALL)
     for (_, latent), feature in sets.items():
-        top = [row_of[c.text_id] for _, half in halves(feature) for c in half.top]
-        centroid = np.average(mean[top], axis=0, weights=strength[top, latent]) - corpus
-        centroid[latent] = 0
-        centroid[np.argsort(centroid)[:-strongest]] = 0
-        centroid = centroid.clip(min=0) / np.linalg.norm(centroid.clip(min=0))
-        alike = unit @ centroid
         for half, found in halves(feature):
+            top = [row_of[c.text_id] for c in found.top]
+            centroid = np.average(mean[top], axis=0, weights=strength[top, latent]) - usual[half]
+            centroid[latent] = 0
+            centroid[np.argsort(centroid)[:-strongest]] = 0
+            centroid = centroid.clip(min=0) / np.linalg.norm(centroid.clip(min=0))
+            alike = unit @ centroid
             misses = [row_of[c.text_id] for c in found.near_miss]
             assert misses or strongest == 2
             np.testing.assert_array_equal(strength[misses, latent], 0)
             assert all(max(c.activations) == 0 for c in found.near_miss)
             assert all(all(c.read) for c in found.near_miss)
-            others = [
-                row for row, about in enumerate(whole.texts.to_pylist())
-                if (hash_unit(about["content"]) >= 0.5) == bool(half)
-                and not strength[row, latent] > 0 and not about["text_id"].startswith("double")
-            ]  # fmt: skip
+            others = np.flatnonzero(mine[half] & ~(strength[:, latent] > 0))
             best = sorted(alike[others], reverse=True)[:4]
             np.testing.assert_allclose(alike[misses], [a for a in best if a > 0], atol=2e-6)
 
@@ -334,6 +339,40 @@ def test_json_lines_come_back_as_they_were(tmp_path: Path) -> None:
     assert read_contexts(path) == {}
 
 
+def test_features_one_by_one(tmp_path: Path) -> None:
+    """Writing takes each feature only once the one before is on its way, and reading gives the first at once."""
+    half = ContextHalf(top=(Context("t", None, None, "g", (" a", " a"), (0.0, 2.0), (True, False), 4.0, (True, True)),))
+    taken: list[int] = []
+    n_bytes: list[int] = []
+    path = tmp_path / "contexts.jsonl"
+
+    def some(n: int) -> Iterator[FeatureContexts]:
+        for latent in range(n):
+            taken.append(latent)
+            assert not path.exists()
+            n_bytes.append(sum(p.stat().st_size for p in tmp_path.iterdir()))
+            yield FeatureContexts("s", latent, 4.0, "", half, ContextHalf())
+        if n == 3:
+            raise DataError("no more")
+
+    with pytest.raises(DataError, match="no more"):
+        write_contexts(some(3), path)
+    assert list(tmp_path.iterdir()) == []  # whole or not at all
+    assert taken == [0, 1, 2]
+    write_contexts(some(200), path)
+    assert n_bytes[-1] > path.stat().st_size / 2  # what came first is on disk when the last one is asked for
+    path.unlink()
+    write_contexts(some(4), path)
+    path.write_bytes(path.read_bytes() + b"[]\n")
+    features = iter_contexts(path)
+    assert [next(features).latent for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(FormatError, match=r"contexts\.jsonl, line 5"):
+        next(features)
+    one, two = itertools.islice(iter_contexts(path), 2)
+    assert one.explain.top[0].tokens[0] is two.explain.top[0].tokens[1]  # equal tokens are in memory once
+    assert one.explain.top[0] == half.top[0]
+
+
 def test_damaged_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "contexts.jsonl"
     feature = FeatureContexts("s", 1, None, "rare", ContextHalf(), ContextHalf())
@@ -348,3 +387,65 @@ def test_damaged_json_lines(tmp_path: Path) -> None:
         read_contexts(path)
     with pytest.raises(FormatError, match="cannot be read"):
         read_contexts(tmp_path / "nothing.jsonl")
+
+
+def many_prompts(n: int = 120) -> Pairs:
+    """Pairs with as many prompts as half their number: each prompt has two pairs, four answers."""
+    base = make_pairs(n)
+    return Pairs(tuple(replace(p, prompt=f"Say what you know of thing {i // 2}, please.") for i, p in enumerate(base)))
+
+
+def by_half(sets: dict[tuple[str, int], FeatureContexts]) -> tuple[list[Context], list[Context]]:
+    found: tuple[list[Context], list[Context]] = ([], [])
+    for feature in sets.values():
+        for half, contexts in halves(feature):
+            found[half].extend(contexts.contexts)
+    return found
+
+
+@pytest.mark.parametrize("scope", ["response", "all"])
+def test_no_prompt_in_both_halves(tmp_path: Path, scope: str) -> None:
+    result = run(tmp_path, many_prompts(), scope=scope)
+    prompt_of = {about["text_id"]: about["prompt"] for about in result.texts.to_pylist()}
+    explain, simulate = by_half(context_sets(result, {"s": range(96)}, ContextConfig(silent=100)))
+    prompts = [{prompt_of[c.text_id] for c in some} for some in (explain, simulate)]
+    assert min(map(len, prompts)) > 15
+    assert not prompts[0] & prompts[1]
+    assert all(c.prompt == prompt_of[c.text_id] for c in (*explain, *simulate))
+    answers = {(c.prompt, c.text) for c in (*explain, *simulate)}
+    assert len(answers) > sum(map(len, prompts))  # there are prompts with several answers
+
+
+def test_a_side_of_a_split_by_prompt_falls_into_both_halves(tmp_path: Path) -> None:
+    _, test = many_prompts().split(0.3)
+    explain, simulate = by_half(context_sets(run(tmp_path, test), {"s": range(96)}))
+    counts = [len({c.prompt for c in some}) for some in (explain, simulate)]
+    assert min(counts) >= 0.25 * sum(counts)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_no_half_depends_on_texts_of_the_other(whole: Scan, half: int) -> None:
+    latents = some_latents(whole)
+    allowed = choice_module.candidates(whole, SMALL)
+    alone = allowed._replace(half=np.where(allowed.half == half, allowed.half, -1).astype(np.int8))
+    both = choice_module.Chooser(whole, "s", latents, allowed, SMALL).choose()
+    single = choice_module.Chooser(whole, "s", latents, alone, SMALL).choose()
+    assert any(rows[half].near_miss for rows in both.values())
+    assert all(single[key][half] == rows[half] and not single[key][1 - half].all() for key, rows in both.items())
+
+
+def test_plain_texts_have_no_prompt(whole: Scan) -> None:
+    explain, simulate = by_half(context_sets(whole, {"s": some_latents(whole, 2)}, SMALL))
+    assert {c.prompt for c in (*explain, *simulate)} == {""}
+
+
+def test_files_from_before_prompts_were_told_are_read(tmp_path: Path) -> None:
+    sets = context_sets(run(tmp_path / "scan", make_pairs(16)), {"s": [1, 2]})
+    write_contexts(sets, tmp_path / "new.jsonl")
+    text = (tmp_path / "new.jsonl").read_text(encoding="utf-8")
+    older = re.sub(r', "prompt": "[0-9a-f]{16}"', "", text)
+    assert older.count("text_id") == text.count("text_id") == text.count('"prompt"') > older.count('"prompt"') == 0
+    (tmp_path / "old.jsonl").write_text(older, encoding="utf-8")
+    found = read_contexts(tmp_path / "old.jsonl")
+    assert {c.prompt for c in (*by_half(found)[0], *by_half(found)[1])} == {""}
+    assert chosen(found) == chosen(sets)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,18 +15,23 @@ import tyro
 from seamark.cli.options import Common, Many, named_saes
 from seamark.cli.output import finish
 from seamark.errors import ConfigError
+from seamark.run import versions
 
 if TYPE_CHECKING:
     from seamark.explain.ledger import Ledger
-    from seamark.explain.llm import LLM
+    from seamark.explain.llm import LLM, CostEstimate
     from seamark.explain.records import Explanation, Key
     from seamark.explain.taxonomy import Taxonomy
-    from seamark.features import FeatureContexts, FeatureSet, Promoted, Scan
+    from seamark.features import ContextConfig, FeatureContexts, Promoted, Scan
     from seamark.model import HookedModel
     from seamark.sae import SparseAutoencoder
 
+    Prepared = tuple[dict[Key, FeatureContexts], dict[Key, Promoted]]
+
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
-CONTEXTS, EXPLANATIONS, ANSWERS = "contexts.jsonl", "explanations.jsonl", "answers.sqlite"
+ANSWERS = "answers.sqlite"
+BLOCK = 256
+"""Features whose texts are in memory together."""
 SHOWN = 15
 """Explanations that are printed."""
 LEXICAL = "No LLM was given (--llm), so the lexical explainer was used."
@@ -42,9 +48,9 @@ class AskOptions:
     api_key_env: str = "OPENAI_API_KEY"
     """NAME of the environment variable that holds the key."""
     budget: float | None = None
-    """Stop before more money than this is spent, earlier runs on the same cache included."""
+    """Stop before more money than this is spent, all that was spent on the same cache before included."""
     budget_tokens: int | None = None
-    """Stop before more tokens than this are sent and received."""
+    """Stop before more tokens than this are sent and received, all of the same cache included."""
     prices: Path | None = None
     """A price table (YAML) of your own, in front of the packaged one."""
     cache: Path | None = None
@@ -54,7 +60,13 @@ class AskOptions:
     timeout_s: float = 120.0
     """Seconds to wait for an answer."""
     reasoning_tokens: int = 0
-    """Tokens that a model may think before each answer, beyond the answer's own."""
+    """Tokens that a model may think before each answer, beyond the answer's own. With more of them, only answers that
+    were cut off are asked again."""
+    retry_failed: bool = False
+    """Ask again what brought only unusable answers before; all else stays as it was paid."""
+    cache_tag: str = ""
+    """Keeps answers apart of servers, or versions, that have a model of the same name: others than this tag's are not
+    found."""
     dry_run: bool = False
     """Say what would be asked and what it is expected to cost, ask nothing and write no results."""
 
@@ -72,13 +84,14 @@ class Asked(NamedTuple):
 def explain(
     common: Shared, ask: Ask, scan: Path, out: Path, sae: str | None = None, features: Path | None = None,
     latents: tuple[int, ...] = (), n: int = 200, seed: int = 0, group: str | None = None, language: str = "en",
-    taxonomy: Path | None = None, model: str | None = None, suite: Many = (),
+    taxonomy: Path | None = None, model: str | None = None, suite: Many = (), overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Explain features from texts of a scan: a sentence, tags and a safety rating for each.
 
-    Writes explanations.jsonl, result.json and contexts.jsonl, whose other half of the texts is for `simulate`. Without
-    --llm the words that go with a feature stand for its explanation. Run again after a break, or with a larger budget,
-    it asks only for what is missing.
+    Writes explanations.jsonl, result.json, contexts.jsonl, whose other half of the texts is for `simulate`, and
+    explained.json, which says what all of it was made from. Without --llm the words that go with a feature stand for
+    its explanation. Run again after a break, for more features, or with a larger budget, it asks only for what is
+    missing.
 
     Args:
         common: options of every command.
@@ -96,73 +109,114 @@ def explain(
         model: the scan's model, a folder or a Hub name: for the tokens a feature promotes (language models), and where
             the scan kept no latents of single tokens.
         suite: with --model, the scan's SAEs as name=folder; repeat for each.
+        overwrite: give up what the folder holds of another scan, model or way, or of features not asked for now.
     """
-    from seamark.explain.explaining import explain_features as compute
+    from seamark.explain import folder
     from seamark.explain.lexical import CAVEAT
     from seamark.explain.taxonomy import Taxonomy
-    from seamark.features import Scan
+    from seamark.features import ContextConfig, Scan
 
-    opened = Scan.open(scan)
+    opened, config = Scan.open(scan), ContextConfig(group=group, seed=seed)
     tags = Taxonomy.default() if taxonomy is None else Taxonomy.load(taxonomy, extend=True)
     chosen = _chosen(opened, sae, features, latents, n, seed)
     with asked(ask, out) as asking:
         llm = asking.llm if asking else None
-        contexts, promoted, why_not = _prepared(opened, chosen, group, seed, model, suite)
+        blocks, why_not = _prepared(opened, chosen, config, model, suite)
         if llm is not None and ask.dry_run:
-            _show_estimate(llm, contexts, promoted, tags, language, common)
+            _show_estimate(llm, *_at_once(blocks), tags, language, common)
             return
-        found = compute(contexts, llm, taxonomy=tags, language=language, promoted=promoted)
+        settings = folder.Settings.of(opened.manifest["key"], config, llm.name if llm else None, language, tags,
+                                      promoted=model is not None and not why_not)  # fmt: skip
+        old = folder.earlier(out, settings, chosen, overwrite=overwrite)
+        with folder.drafts(out) as draft:
+            new = _explained(blocks, draft / folder.CONTEXTS, llm, tags, language)
+            found, kept = folder.keep_good(new, old)
+            folder.check_any(found.values())
+            manifest = folder.publish(draft, out, found.values(), settings, chosen, scan)
         books = spent(asking.ledger) if asking else None
-    _write(found, contexts, out)
     notes = [why_not] if why_not else []
+    if kept:
+        notes.append(f"{len(kept):,} explanations are of an earlier run: asked again, these features failed.")
     if llm is None:
         notes += [LEXICAL, CAVEAT, *(["Its explanations are in English."] if language != "en" else [])]
-    result = (
-        {"scan": str(scan), "group": group, "seed": seed} | summary(found.values()) | {"notes": notes, "cost": books}
-    )
-    _show(result, found, common, out)
+    about = {"scan": str(scan), "group": group, "seed": seed, "key": manifest.key, "settings": settings, "kept": kept,
+             "versions": versions()}  # fmt: skip
+    _show(about | summary(found.values()) | {"notes": notes, "cost": books}, found, common, out)
 
 
 def _chosen(
     scan: Scan, sae: str | None, features: Path | None, latents: Sequence[int], n: int, seed: int
-) -> FeatureSet | Mapping[str, Sequence[int]]:
+) -> dict[str, list[int]]:
+    """{sae id: latents, each once}."""
     from seamark.explain.explaining import draw_features
     from seamark.features import FeatureSet
 
     if features is not None and (latents or sae):
         raise ConfigError("a feature set names SAEs and latents itself", where="--features",
                           fix="Leave out --sae and --latents")  # fmt: skip
-    if features is not None:
-        found = FeatureSet.load(features)
-        if not found.features:
-            raise ConfigError("the feature set is empty", where=str(features), fix="Choose one with features")
-        return found
-    return {scan.sae_id(sae): latents} if latents else draw_features(scan, sae, n, seed)
+    if features is None:
+        return {scan.sae_id(sae): list(dict.fromkeys(latents))} if latents else draw_features(scan, sae, n, seed)
+    found = FeatureSet.load(features)
+    if not found.features:
+        raise ConfigError("the feature set is empty", where=str(features), fix="Choose one with features")
+    return {scan.sae_id(name): list(dict.fromkeys(found.latents(name)))
+            for name in dict.fromkeys(f.sae for f in found.features)}  # fmt: skip
 
 
 def _prepared(
-    scan: Scan, chosen: FeatureSet | Mapping[str, Sequence[int]], group: str | None, seed: int, model: str | None,
-    suite: Many,
-) -> tuple[dict[Key, FeatureContexts], dict[Key, Promoted], str]:  # fmt: skip
-    """Contexts, promoted tokens, and why there are none of these though a model is given."""
-    from seamark.features import ContextConfig, context_sets
+    scan: Scan, chosen: Mapping[str, Sequence[int]], config: ContextConfig, model: str | None, suite: Many
+) -> tuple[Iterator[Prepared], str]:
+    """Contexts and promoted tokens, `BLOCK` features at a time; and why there are no such tokens though a model is
+    given."""
+    from seamark.features import context_sets
     from seamark.model import LanguageModel, load_model
     from seamark.sae import SparseAutoencoder
 
-    config = ContextConfig(group=group, seed=seed)
+    blocks = [{sae_id: latents[start : start + BLOCK]} for sae_id, latents in chosen.items()
+              for start in range(0, len(latents), BLOCK)]  # fmt: skip
     if model is None:
         if suite:
             raise ConfigError("SAEs are given without their model", where="--suite", fix="Give --model too")
-        return context_sets(scan, chosen, config), {}, ""
+        return ((context_sets(scan, block, config), {}) for block in blocks), ""
     try:
         saes = {name: SparseAutoencoder.from_pretrained(path) for name, path in named_saes(suite).items()}
     except ConfigError as e:
         raise ConfigError(e.what, where="--suite", fix=e.fix.replace("--sae", "--suite")) from None
     loaded = load_model(model)
-    contexts = context_sets(scan, chosen, config, model=loaded, suite=saes)
+    found = (context_sets(scan, block, config, model=loaded, suite=saes) for block in blocks)
     if not isinstance(loaded, LanguageModel):
-        return contexts, {}, f"{loaded.name} has no unembedding: no promoted tokens."
-    return contexts, _promoted(scan, list(contexts), loaded, saes), ""
+        return ((contexts, {}) for contexts in found), f"{loaded.name} has no unembedding: no promoted tokens."
+    return ((contexts, _promoted(scan, list(contexts), loaded, saes)) for contexts in found), ""
+
+
+def _at_once(blocks: Iterator[Prepared]) -> Prepared:
+    """All blocks, without the half of the texts that an explainer never sees."""
+    from seamark.features import ContextHalf
+
+    contexts: dict[Key, FeatureContexts] = {}
+    promoted: dict[Key, Promoted] = {}
+    for some, tokens in blocks:
+        contexts |= {key: replace(feature, simulate=ContextHalf()) for key, feature in some.items()}
+        promoted |= tokens
+    return contexts, promoted
+
+
+def _explained(
+    blocks: Iterator[Prepared], path: Path, llm: LLM | None, tags: Taxonomy, language: str
+) -> dict[Key, Explanation]:
+    """Explain block by block, and write each block's contexts to `path` before the next one."""
+    from seamark.explain.explaining import explain_features
+    from seamark.features import write_contexts
+
+    found: dict[Key, Explanation] = {}
+
+    def features() -> Iterator[FeatureContexts]:
+        for contexts, promoted in blocks:
+            found.update(explain_features(contexts, llm, taxonomy=tags, language=language, promoted=promoted))
+            yield from contexts.values()
+
+    write_contexts(features(), path)
+    return found
 
 
 def _promoted(
@@ -198,24 +252,29 @@ def asked(ask: AskOptions, out: Path) -> Iterator[Asked | None]:
     from seamark.explain.prices import PriceTable
 
     if ask.llm is None:
-        if ask.base_url or ask.dry_run or ask.budget is not None or ask.budget_tokens is not None:
-            raise ConfigError(
-                "no language model is named", where="--llm", fix="Write --llm NAME, as its server calls it"
-            )
+        given = [f"--{f.name.replace('_', '-')}" for f in fields(ask) if getattr(ask, f.name) != f.default]
+        if given:
+            raise ConfigError(f"no language model is named, but {', '.join(given)} {'is' if len(given) == 1 else 'are'}"
+                              " given", where="--llm", fix="Write --llm NAME, as its server calls it")  # fmt: skip
         yield None
         return
     try:
         config = LLMConfig(base_url=ask.base_url, api_key_env=ask.api_key_env, budget=ask.budget,
                            budget_tokens=ask.budget_tokens, concurrency=ask.concurrency, timeout_s=ask.timeout_s,
-                           reasoning_tokens=ask.reasoning_tokens)  # fmt: skip
+                           reasoning_tokens=ask.reasoning_tokens, retry_failed=ask.retry_failed,
+                           cache_tag=ask.cache_tag)  # fmt: skip
     except ValidationError as e:
         first = e.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "--llm"
         raise ConfigError(first["msg"].removeprefix("Value error, "), where=option) from None
     prices = PriceTable.load(ask.prices)
-    with AnswerCache(ask.cache or out / ANSWERS) as cache:
+    path = ask.cache or out / ANSWERS
+    with contextlib.ExitStack() as open_until_the_end:
+        if ask.dry_run and not path.exists():  # nothing is known, and nothing is to be left behind
+            path = Path(open_until_the_end.enter_context(tempfile.TemporaryDirectory())) / ANSWERS
+        cache = open_until_the_end.enter_context(AnswerCache(path))
         ledger = Ledger(cache, prices)
-        yield Asked(LLM(ask.llm, config=config, cache=cache, ledger=ledger), ledger)
+        yield Asked(LLM(ask.llm, config=config, cache=cache, ledger=ledger, asks=not ask.dry_run), ledger)
 
 
 def _show_estimate(
@@ -231,11 +290,22 @@ def _show_estimate(
         ("features", f"{len(contexts):,}"), ("not active in their texts, not asked about", f"{silent:,}"),
         ("already answered", f"{found.cached:,}"), ("to ask", f"{found.to_ask:,}"),
         ("tokens to send, expected", f"{found.tokens_in:,}"), ("tokens to receive, expected", f"{found.tokens_out:,}"),
-        ("cost, expected", _money(found.cost, found.currency, found.reason)),
-        ("budget that is enough for sure", _money(found.worst_cost, found.currency, found.reason)),
+        *cost_rows(found),
     ]  # fmt: skip
     finish({"dry_run": True, "features": len(contexts), "silent": silent} | found.model_dump(), as_json=common.json,
            title=f"Dry run: {llm.name}", columns=("what", "value"), rows=rows)  # fmt: skip
+
+
+def cost_rows(found: CostEstimate) -> list[tuple[str, str]]:
+    """What asking is expected to cost, and which budgets are enough for how much of it, as a dry run prints them."""
+    reason, currency = found.reason or found.spent_reason, found.currency
+    return [
+        ("cost, expected", _money(found.cost, currency, found.reason)),
+        ("spent on this cache so far, at most", _money(found.spent, currency, found.spent_reason)),
+        ("--budget that is enough if nothing has to be sent twice", _money(found.budget_once, currency, reason)),
+        (f"--budget that is enough if all is asked {found.tries} times and each time sent {found.sends} times, all "
+         "billed", _money(found.budget, currency, reason)),
+    ]  # fmt: skip
 
 
 def _money(amount: float | None, currency: str, reason: str) -> str:
@@ -243,17 +313,16 @@ def _money(amount: float | None, currency: str, reason: str) -> str:
 
 
 def spent(ledger: Ledger) -> dict[str, Any]:
-    """What was spent on the cache's answers, stage by stage, as results hold it."""
+    """What was spent on the cache's answers, stage by stage, as results hold it. `spent` is None, with its reason,
+    where it is not known."""
     return {"rows": [row.model_dump() for row in ledger.rows()], "spent": ledger.spent(),
-            "currency": ledger.prices.currency, "notes": ledger.notes()}  # fmt: skip
+            "spent_reason": ledger.why_not_known(), "currency": ledger.prices.currency,
+            "notes": ledger.notes()}  # fmt: skip
 
 
-def _write(found: Mapping[Key, Explanation], contexts: Mapping[Key, FeatureContexts], out: Path) -> None:
-    from seamark.explain.records import write_explanations
-    from seamark.features import write_contexts
-
-    write_contexts(contexts, out / CONTEXTS)
-    write_explanations(out / EXPLANATIONS, found.values())
+def spent_row(books: Mapping[str, Any]) -> tuple[str, str]:
+    """The line of a summary that says what was spent."""
+    return "spent on this cache so far, at most", _money(books["spent"], books["currency"], books["spent_reason"])
 
 
 def summary(explanations: Sequence[Explanation] | Any) -> dict[str, Any]:
@@ -291,6 +360,6 @@ def _show(result: dict[str, Any], found: Mapping[Key, Explanation], common: Comm
               for key, n in result["ratings"].items() if n)]  # fmt: skip
     if books := result["cost"]:
         rows += [("tokens sent, received", f"{result['tokens_in']:,}, {result['tokens_out']:,}"),
-                 ("spent on this cache so far, at most", f"{books['spent']:.4f} {books['currency']}")]  # fmt: skip
+                 spent_row(books)]  # fmt: skip
     rows += [("note", note) for note in (*result["notes"], *(books["notes"] if books else ()))]
     finish(result, as_json=common.json, out=out, title="Summary", columns=("what", "value"), rows=rows)

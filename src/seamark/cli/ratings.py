@@ -36,10 +36,12 @@ def ratings_export(
         per_level: the same number of each rating, as far as there are any; --no-per-level: as they come.
         json: print the result as JSON on stdout, and nothing else there.
     """
+    from seamark.explain.folder import check_folder
     from seamark.explain.human import KEY, SHEET, export_sheet
     from seamark.explain.records import read_explanations
     from seamark.features.context_sets import read_contexts
 
+    check_folder(explained)
     contexts = read_contexts(explained / CONTEXTS)
     ratings: Mapping[Key, Rated] = (
         read_explanations(explained / EXPLANATIONS) if scan is None else _statistical(scan, list(contexts), group)

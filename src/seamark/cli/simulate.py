@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from seamark.cli.explain import CONTEXTS, EXPLANATIONS, Ask, asked, spent
+from seamark.cli.explain import Ask, asked, cost_rows, spent, spent_row
 from seamark.cli.options import Common
 from seamark.cli.output import finish
 from seamark.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from seamark.explain.comparing import Comparison, Count
-    from seamark.explain.llm import LLM
+    from seamark.explain.llm import LLM, CostEstimate
     from seamark.explain.records import Explanation, Key, Level, Simulation
     from seamark.explain.simulating import SimulationConfig
     from seamark.features import FeatureContexts
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 SIMULATIONS = "simulations.jsonl"
+UNCHECKED = "No explained.json beside the explanations: nothing shows that they were made from these contexts."
 GOOD = 0.2
 """Score from which on Safe-SAIL's released database keeps a feature (METHODS §2.4)."""
 Row = tuple[str, str]
@@ -48,12 +49,18 @@ def simulate(
         batch: texts in a call of the language model.
         tokenizer: with --compare and no --llm, the model whose tokenizer counts what would be sent; else the scan's.
     """
+    from seamark.explain import folder
     from seamark.explain.records import read_explanations, write_simulations
+    from seamark.explain.simulating import for_simulation
     from seamark.explain.simulating import simulate as score
-    from seamark.features import read_contexts
+    from seamark.features.context_sets import iter_contexts
 
     config = _config(n_texts, batch)
-    contexts, explanations = read_contexts(explained / CONTEXTS), read_explanations(explained / EXPLANATIONS)
+    if out.resolve() == explained.resolve():
+        raise ConfigError("the explanations' own result.json lies there", where="--out", fix="Choose another folder")
+    manifest = folder.check_folder(explained)
+    contexts = for_simulation(iter_contexts(explained / folder.CONTEXTS), config)
+    explanations = read_explanations(explained / folder.EXPLANATIONS)
     levels: list[Level] = ["segment", "token"] if compare else [level]
     with asked(ask, out) as asking:
         llm = asking.llm if asking else None
@@ -69,17 +76,18 @@ def simulate(
     write_simulations(out / SIMULATIONS, found)
     summaries = {name: summary([s for s in found if s.level == name]) for name in levels}
     result: dict[str, Any] = {
-        "explained": str(explained), "method": "llm" if llm else "lexical", "model": llm.name if llm else None,
+        "explained": str(explained), "explained_key": manifest.key if manifest else None,
+        "method": "llm" if llm else "lexical", "model": llm.name if llm else None,
         "config": config.model_dump(), "levels": summaries,
     }  # fmt: skip
     if compared is not None:
         words = ["seamark", "simulate", "--explained", str(explained), "--out", str(out), "--compare"]
         command = f"{shlex.join(words)} --llm NAME --base-url URL"
         result |= {"comparison": compared, "llm": compared if llm else None, "llm_command": command}
-    notes = _notes(llm is None)
+    notes = [*_notes(llm is None), *([UNCHECKED] if manifest is None else [])]
     rows = [row for name, one in summaries.items() for row in _level_rows(name, one)]
     rows += _comparison_rows(compared, result["llm_command"]) if compared is not None else []
-    rows += [("spent on this cache so far, at most", f"{books['spent']:.4f} {books['currency']}")] if books else []
+    rows += [spent_row(books)] if books else []
     rows += [("note", note) for note in (*notes, *(books["notes"] if books else ()))]
     title = f"Simulation ({result['method']}{f', {llm.name}' if llm else ''})"
     finish(result | {"notes": notes, "cost": books}, as_json=common.json, out=out, title=title,
@@ -133,11 +141,12 @@ def _compared(
 
 def _scanned_model(explained: Path) -> str | None:
     """The model of the scan that the explanations were made from; None where it cannot be told any more."""
+    from seamark.explain.folder import read_manifest
     from seamark.run import read_json
 
+    manifest = read_manifest(explained)
     try:
-        scan = read_json(explained / "result.json")["scan"]
-        return str(read_json(Path(scan) / "scan.json")["model_name"])
+        return None if manifest is None else str(read_json(Path(manifest.scan) / "scan.json")["model_name"])
     except (RunError, KeyError, TypeError):
         return None
 
@@ -159,16 +168,19 @@ def _show_estimate(
 
     result: dict[str, Any] = {"dry_run": True, "features": len(contexts), "levels": {}}
     rows: list[Row] = [("features", f"{len(contexts):,}")]
+    total: CostEstimate | None = None
     for level in levels:
         asked_for = simulation_queries(contexts, explanations, level=level, config=config)
         found = llm.estimate([query.request for query in asked_for], check_queries(asked_for))
         result["levels"][level] = found.model_dump()
-        cost, worst = (f"not available ({found.reason})" if money is None else f"{money:.4f} {found.currency}"
-                       for money in (found.cost, found.worst_cost))  # fmt: skip
-        rows += [(f"{level}s: already answered, to ask", f"{found.cached:,}, {found.to_ask:,}"),
-                 (f"{level}s: tokens to send, to receive, expected", f"{found.tokens_in:,}, {found.tokens_out:,}"),
-                 (f"{level}s: cost, expected", cost),
-                 (f"{level}s: budget that is enough for sure", worst)]  # fmt: skip
+        total = found if total is None else total + found
+        rows += [
+            (f"{level}s: already answered, to ask", f"{found.cached:,}, {found.to_ask:,}"),
+            (f"{level}s: tokens to send, to receive, expected", f"{found.tokens_in:,}, {found.tokens_out:,}"),
+        ]
+    if total is not None:  # the levels share one budget
+        result["total"] = total.model_dump()
+        rows += cost_rows(total)
     finish(result, as_json=common.json, title=f"Dry run: {llm.name}", columns=("what", "value"), rows=rows)
 
 
@@ -195,7 +207,8 @@ def _comparison_rows(found: Comparison, command: str) -> list[Row]:
     from seamark.show.numbers import estimate_text, percent
 
     rows = [(f"Spearman of segment with token scores, {found.n_both:,} features",
-             estimate_text(found.spearman, "number"))]  # fmt: skip
+             estimate_text(found.spearman, "number")),
+            ("scored on: texts answered in both ways", f"{sum(f.n_texts for f in found.features):,}")]  # fmt: skip
     how = "tokens" if found.measured else f"tokens that would be ({found.tokenizer})"
     for name, used in (("segments", found.segment), ("tokens", found.token)):
         if used is not None:

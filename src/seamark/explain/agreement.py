@@ -2,7 +2,8 @@
 
 Kappa is agreement beyond what two raters with these habits reach by chance: 1 for full agreement, 0 for none beyond
 chance; weighted, a disagreement counts by its distance (linear) or the square of it (quadratic). What is undefined is
-not available, with the reason.
+not available, with the reason. Where all ratings agree, or none do, resampling gives an interval without width: a share
+then has the exact one of Clopper and Pearson over its features, kappa has none.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ RELEVANT = 5
 """Rating from which a feature counts as safety-relevant: SAFER keeps those rated 5."""
 MIN_AGREEMENT, MAX_DISAGREEMENT, FEATURES = 0.80, 0.30, 100
 """METHODS §1.9 after SAFER: more than 80 % agreement on 100 features; more than 30 % disagreement is a failure sign."""
+TAIL = 0.025
+"""Probability beyond each end of a 95 % interval."""
 Weights = Literal["none", "linear", "quadratic"]
 Floats = NDArray[np.float64]
 
@@ -73,9 +76,12 @@ class Check(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    status: Literal["pass", "warn", "not available"]
+    status: Literal["pass", "warn", "undecided", "not available"]
+    """pass: the interval is on the good side of the threshold, on 100 features or more; warn: it is on the bad side,
+    however few they are; undecided: neither."""
     value: Estimate
     note: str = ""
+    """Why it is undecided, and how many features there are if too few."""
 
 
 def compare(first: str, second: str, pairs: Sequence[Pair], *, draws: int = 1000, seed: int = 0) -> Comparison:
@@ -99,24 +105,34 @@ def compare(first: str, second: str, pairs: Sequence[Pair], *, draws: int = 1000
         return bootstrap_of_sums(lambda s: statistic(s.reshape(5, 5)), cells, codes, draws=draws, seed=seed,
                                  undefined=undefined)  # fmt: skip
 
+    def share(counted: NDArray[np.bool_], fold: Callable[[Floats], Floats] = lambda t: t) -> Estimate:
+        return _share_with_width(estimate(lambda t: _share(fold(t), counted)), n_features)
+
+    def coefficient(of: Callable[[Floats], float | None], undefined: str) -> Estimate:
+        return _without_empty_interval(estimate(of, undefined))
+
+    def of_level(level: int) -> Estimate:
+        found = estimate(partial(_of_level, level=level), f"{first} rated none of them {level}")
+        return _share_with_width(found, len({pair.code for pair in pairs if pair.first == level}))
+
+    n_features = len(set(codes.tolist()))
     table = cells.sum(1).reshape(5, 5)
     constant, constant_binary = (_constant(t, first, second) for t in (table, _binary(table)))
     return Comparison(
         first=first,
         second=second,
         n=len(pairs),
-        n_features=len(set(codes.tolist())),
-        exact=estimate(lambda t: _share(t, _COST["none"] == 0)),
-        within_one=estimate(lambda t: _share(t, _COST["linear"] <= 1)),
-        relevant=estimate(lambda t: _share(_binary(t), np.eye(5, dtype=np.bool_))),
-        relevant_kappa=estimate(lambda t: kappa(_binary(t)), constant_binary),
-        kappa=estimate(kappa, constant),
-        kappa_linear=estimate(lambda t: kappa(t, "linear"), constant),
-        kappa_quadratic=estimate(lambda t: kappa(t, "quadratic"), constant),
+        n_features=n_features,
+        exact=share(_COST["none"] == 0),
+        within_one=share(_COST["linear"] <= 1),
+        relevant=share(np.eye(5, dtype=np.bool_), _binary),
+        relevant_kappa=coefficient(lambda t: kappa(_binary(t)), constant_binary),
+        kappa=coefficient(kappa, constant),
+        kappa_linear=coefficient(lambda t: kappa(t, "linear"), constant),
+        kappa_quadratic=coefficient(lambda t: kappa(t, "quadratic"), constant),
         confusion=tuple(tuple(int(n) for n in row) for row in table),
-        by_level={level: estimate(partial(_of_level, level=level), f"{first} rated none of them {level}")
-                  for level in RATINGS},
-    )  # fmt: skip
+        by_level={level: of_level(level) for level in RATINGS},
+    )
 
 
 def kappa(table: Floats, weights: Weights = "none") -> float | None:
@@ -156,8 +172,29 @@ def population_agreement(
         return float((counts * agree / np.maximum(rated, 1.0)).sum() / counts.sum())
 
     codes = cluster_codes([pair.code for pair in pairs])
-    return bootstrap_of_sums(statistic, lines, codes, draws=draws, seed=seed,
-                             undefined="of some level with features none was rated")  # fmt: skip
+    found = bootstrap_of_sums(statistic, lines, codes, draws=draws, seed=seed,
+                              undefined="of some level with features none was rated")  # fmt: skip
+    if found.value is None:
+        return found
+    # A level that was sampled thinly for its weight decides: a sample in proportion of so many tells no more than this.
+    rated = [len({pair.code for pair in pairs if pair.first == level}) for level in RATINGS]
+    return _share_with_width(found, min(n * counts.sum() / c for n, c in zip(rated, counts, strict=True) if c))
+
+
+def _share_with_width(found: Estimate, n: float) -> Estimate:
+    """A share of 0 or 1 among `n` features with its Clopper-Pearson interval; others as they are."""
+    if found.value not in (0.0, 1.0) or n <= 0:
+        return found
+    bound = TAIL ** (1 / n)
+    low, high = (bound, 1.0) if found.value else (0.0, 1.0 - bound)
+    return Estimate(value=found.value, low=low, high=high, n=found.n)
+
+
+def _without_empty_interval(found: Estimate) -> Estimate:
+    """A coefficient without the interval where every resample gave the same."""
+    if found.low is None or found.low != found.high:
+        return found
+    return Estimate(value=found.value, n=found.n, reason="no interval: all resamples give the same")
 
 
 def checks(comparison: Comparison) -> tuple[Check, Check]:
@@ -169,22 +206,30 @@ def checks(comparison: Comparison) -> tuple[Check, Check]:
     right = sum(comparison.confusion[i][i] for i in range(5))
     low, high = (None if bound is None else 1.0 - bound for bound in (exact.high, exact.low))
     wrong = Estimate(value=(comparison.n - right) / comparison.n, low=low, high=high, n=exact.n, reason=exact.reason)
-    few = "" if comparison.n_features >= FEATURES else f"on {comparison.n_features} features, not {FEATURES}"
-    return (
-        Check(name=_AGREEMENT, status="pass" if exact.value > MIN_AGREEMENT else "warn", value=exact,
-              note=_note(few, exact, MIN_AGREEMENT)),
-        Check(name=_FAILURE, status="warn" if (wrong.value or 0.0) > MAX_DISAGREEMENT else "pass", value=wrong,
-              note=_note(few, wrong, MAX_DISAGREEMENT)),
-    )  # fmt: skip
+    n = comparison.n_features
+    return (_check(_AGREEMENT, exact, MIN_AGREEMENT, n, above=True),
+            _check(_FAILURE, wrong, MAX_DISAGREEMENT, n, above=False))  # fmt: skip
 
 
 _AGREEMENT = f"agreement above {MIN_AGREEMENT:.0%}".replace("%", " %")
 _FAILURE = f"disagreement not above {MAX_DISAGREEMENT:.0%} (else a failure sign)".replace("%", " %")
 
 
-def _note(few: str, value: Estimate, threshold: float) -> str:
-    open_ = value.low is not None and value.high is not None and value.low <= threshold <= value.high
-    return "; ".join(filter(None, (few, "the interval holds the threshold" if open_ else "")))
+def _check(name: str, value: Estimate, threshold: float, n_features: int, *, above: bool) -> Check:
+    """Whether `value` is, beyond doubt, `above` the threshold, or else below it."""
+    few = "" if n_features >= FEATURES else f"on {n_features} features, not {FEATURES}"
+    status: Literal["pass", "warn", "undecided"] = "undecided"
+    if value.low is None or value.high is None:
+        open_ = value.reason
+    elif value.low <= threshold <= value.high:
+        open_ = "the interval holds the threshold"
+    else:
+        open_ = ""
+        if (value.low > threshold) != above:
+            status = "warn"
+        elif not few:
+            status = "pass"
+    return Check(name=name, status=status, value=value, note="; ".join(filter(None, (few, open_))))
 
 
 def _share(table: Floats, counted: NDArray[np.bool_]) -> float | None:

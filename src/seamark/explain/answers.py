@@ -2,7 +2,9 @@
 
 An answer is committed to disk before anything is done with it, so a crash or kill -9 loses nothing that was paid. What
 was asked is found again by content (`AnswerCache.key`): the model's name, the texts, the schema and the parameters. The
-server's address is no part of it, so a model may move to another host; nor is the API key, which is never stored.
+server's address is no part of it, so a model may move to another host; nor is the API key, which is never stored; nor
+is the limit of the answer's tokens, which lies beside each answer: one that was cut off by it says nothing about what
+a higher limit would bring, any other counts under every limit.
 Several processes may share a file. It holds the texts that were sent: keep it as private as the data set.
 """
 
@@ -25,7 +27,7 @@ import psutil
 from seamark.errors import FormatError, RunError
 from seamark.run import canonical_json, digest, disk_errors
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's tables (`PRAGMA user_version`)."""
 APPLICATION = 0x5EA4A5C5
 """`PRAGMA application_id` of an answer cache: tells it from any other SQLite file."""
@@ -36,9 +38,10 @@ T = TypeVar("T")
 
 _TABLES = """
 CREATE TABLE answers (
-  key TEXT PRIMARY KEY, at REAL NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL, request TEXT NOT NULL,
-  response TEXT NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, counted INTEGER NOT NULL,
-  nanos INTEGER, currency TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL
+  key TEXT NOT NULL, max_tokens INTEGER NOT NULL, at REAL NOT NULL, model TEXT NOT NULL, stage TEXT NOT NULL,
+  request TEXT NOT NULL, response TEXT NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL,
+  counted INTEGER NOT NULL, nanos INTEGER, currency TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
+  cut INTEGER NOT NULL, PRIMARY KEY (key, max_tokens)
 ) WITHOUT ROWID;
 CREATE TABLE sessions (
   id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, model TEXT NOT NULL, server TEXT NOT NULL,
@@ -48,10 +51,11 @@ CREATE TABLE calls (
   id INTEGER PRIMARY KEY AUTOINCREMENT, session INTEGER NOT NULL REFERENCES sessions (id), run TEXT NOT NULL,
   key TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
   at REAL NOT NULL, seconds REAL, bytes_in INTEGER NOT NULL, tokens_in INTEGER, tokens_out INTEGER, nanos INTEGER,
-  held_tokens INTEGER NOT NULL, held_nanos INTEGER, currency TEXT NOT NULL
+  held_tokens INTEGER NOT NULL, held_nanos INTEGER, currency TEXT NOT NULL, counted INTEGER
 );
 CREATE INDEX calls_started ON calls (key) WHERE state = 'started';
 CREATE INDEX calls_rows ON calls (run, stage, model);
+CREATE INDEX calls_unpriced ON calls (run) WHERE held_nanos IS NULL;
 CREATE TABLE totals (
   run TEXT NOT NULL, currency TEXT NOT NULL, nanos INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0,
   held_nanos INTEGER NOT NULL DEFAULT 0, held_tokens INTEGER NOT NULL DEFAULT 0,
@@ -82,6 +86,14 @@ class Stored:
     seconds: float
     failure: str
     """Why the answer was unusable when it came; empty: good."""
+    max_tokens: int
+    """Tokens that it might have."""
+    cut: bool = False
+    """Unusable because it did not fit into them."""
+
+    def counts(self, max_tokens: int) -> bool:
+        """Whether this is what a server would say under that limit too, as far as can be told."""
+        return not self.cut or self.max_tokens >= max_tokens
 
 
 class AnswerCache:
@@ -120,19 +132,22 @@ class AnswerCache:
                               where=str(self.path), fix="Update Seamark or choose another file")  # fmt: skip
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
+        if version < FORMAT:
             with self._transaction():
                 # Another process may have made the tables while this one waited for the lock.
-                if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
                     for statement in _TABLES.split(";\n"):
                         connection.execute(statement)
-                    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                    connection.execute(f"PRAGMA user_version = {FORMAT}")
+                elif version == 1:
+                    _from_version_1(connection)
+                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
 
     @staticmethod
     def key(question: Mapping[str, Any]) -> str:
-        """Where the answer to a question lies: the SHA-256 of all that makes it this question, hexadecimal."""
-        return digest({"format": FORMAT, **question})
+        """Where answers to a question lie: the SHA-256 of all but `max_tokens` that makes it this one, hexadecimal."""
+        return digest({"format": FORMAT, **{name: value for name, value in question.items() if name != "max_tokens"}})
 
     def transact(self, ops: Sequence[Op], *, durable: bool) -> list[Any]:
         """Do all steps in one transaction and return what they return; if one raises, none is done.
@@ -148,10 +163,10 @@ class AnswerCache:
             with self._transaction():
                 return [op(self._connection) for op in ops]
 
-    def get(self, key: str) -> Stored | None:
-        """The answer stored under a key, or None."""
+    def get(self, key: str) -> list[Stored]:
+        """All answers stored under a key, by rising limit of their tokens."""
         with self._lock, _sqlite_errors(self.path):
-            return find(self._connection, key)
+            return find_all(self._connection, key)
 
     def select(self, sql: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query."""
@@ -181,24 +196,58 @@ class AnswerCache:
         self.close()
 
 
-def find(connection: sqlite3.Connection, key: str) -> Stored | None:
-    """The answer stored under a key, or None."""
-    row = connection.execute(
-        "SELECT response, tokens_in, tokens_out, counted, nanos, currency, seconds, failure FROM answers WHERE key = ?",
+def find_all(connection: sqlite3.Connection, key: str) -> list[Stored]:
+    """All answers stored under a key, by rising limit of their tokens."""
+    rows = connection.execute(
+        "SELECT response, tokens_in, tokens_out, counted, nanos, currency, seconds, failure, max_tokens, cut"
+        " FROM answers WHERE key = ? ORDER BY max_tokens",
         (key,),
-    ).fetchone()
-    return row and Stored(key, json.loads(row[0]), row[1], row[2], bool(row[3]), *row[4:])
+    ).fetchall()
+    whole = ((key, json.loads(row[0]), row[1], row[2], bool(row[3]), *row[4:9], bool(row[9])) for row in rows)
+    return [Stored(*values) for values in whole]
+
+
+def find(connection: sqlite3.Connection, key: str, max_tokens: int) -> Stored | None:
+    """The answer stored under a key that counts under a limit of tokens, one not cut off before others; or None."""
+    fit = [answer for answer in find_all(connection, key) if answer.counts(max_tokens)]
+    return min(fit, key=lambda answer: answer.cut) if fit else None
 
 
 def keep(connection: sqlite3.Connection, answer: Stored, request: Mapping[str, Any], *, model: str, stage: str) -> None:
-    """Store a received answer with the request it answers. An answer that is there already stays."""
+    """Store a received answer with the request it answers. One under the same limit that is there already stays."""
     # ASCII: JSON escapes can hold half surrogate pairs, which SQLite's UTF-8 cannot.
     response = json.dumps(answer.response, ensure_ascii=True, separators=(",", ":"))
     connection.execute(
-        "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (answer.key, time.time(), model, stage, canonical_json(request), response, answer.tokens_in, answer.tokens_out,
-         answer.counted, answer.nanos, answer.currency, answer.seconds, answer.failure),
+        "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (answer.key, answer.max_tokens, time.time(), model, stage, canonical_json(request), response, answer.tokens_in,
+         answer.tokens_out, answer.counted, answer.nanos, answer.currency, answer.seconds, answer.failure, answer.cut),
     )  # fmt: skip
+
+
+def _from_version_1(connection: sqlite3.Connection) -> None:
+    """Version 1 had the limit of tokens in its keys, and not whether a call's tokens were counted by the server."""
+    made = {words.split()[2]: words for words in map(str.strip, _TABLES.split(";\n")) if words}
+    connection.execute("ALTER TABLE answers RENAME TO answers_1")
+    connection.execute("ALTER TABLE answers_1 ADD COLUMN new_key TEXT")
+    connection.execute(made["answers"])
+    for key, request in connection.execute("SELECT key, request FROM answers_1").fetchall():
+        question = json.loads(request)
+        new_key = AnswerCache.key(question)
+        connection.execute("UPDATE answers_1 SET new_key = ? WHERE key = ?", (new_key, key))
+        connection.execute(
+            "INSERT OR IGNORE INTO answers SELECT new_key, ?, at, model, stage, request, response, tokens_in,"
+            " tokens_out, counted, nanos, currency, seconds, failure, failure LIKE 'cut off%' FROM answers_1"
+            " WHERE key = ?",
+            (question["max_tokens"], key),
+        )
+    connection.execute("ALTER TABLE calls ADD COLUMN counted INTEGER")
+    connection.execute(
+        "UPDATE calls SET (key, counted) = (SELECT new_key, counted FROM answers_1 a WHERE a.key = calls.key)"
+        " WHERE key IN (SELECT key FROM answers_1)"
+    )
+    connection.execute("UPDATE calls SET counted = NULL WHERE state != 'answered'")
+    connection.execute(made["calls_unpriced"])
+    connection.execute("DROP TABLE answers_1")
 
 
 def open_session(connection: sqlite3.Connection, run: str, model: str, server: str, longest_s: float) -> int:

@@ -11,25 +11,27 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seamark.errors import RunError
+from seamark.errors import ConfigError, RunError
 from seamark.explain import ledger as books
-from seamark.explain.answers import AnswerCache, GroupCommit, Stored, find, keep
+from seamark.explain.answers import AnswerCache, GroupCommit, Stored, find, find_all, keep
 from seamark.explain.ledger import BudgetError, Call, Hit, Limits, Verdict
 from seamark.explain.parsing import read_reply
-from seamark.explain.prices import NANO, Price
+from seamark.explain.past import Check, Past, Read, Tally
+from seamark.explain.prices import Price
 from seamark.explain.questions import BYTES_PER_TOKEN, Answer, LLMConfig, Question, Request
+from seamark.explain.totals import why_unknown
 from seamark.explain.transport import Form, Received, Transport, Trouble
-
-Check = Callable[[Request, Mapping[str, Any]], str]
-"""Whether an object is usable: "" or why not."""
 
 BUDGET = "budget reached"
 INTERRUPTED = "interrupted"
 MAX_BACKOFF_S = 30.0
+HANDFUL = 5
+"""Requests refused in a row, for nothing in their texts, from which on no more are sent."""
+_UNKNOWN_FIX = "Add the prices to a table (--prices), limit tokens (--budget-tokens), or choose another cache"
 
 
 @dataclass
@@ -59,14 +61,15 @@ class Asking:
         self._model, self._config, self._transport, self._books, self._forms = model, config, transport, accounts, forms
         self._slots = asyncio.Semaphore(config.concurrency)
         self._commits = GroupCommit(accounts.cache)
-        self._flying: dict[str, asyncio.Future[Stored | str]] = {}
+        self._flying: dict[tuple[str, int], asyncio.Future[Stored | str]] = {}  # by key and limit of tokens
         self._hits: list[Hit] = []
-        self._fresh: dict[str, tuple[str, dict[str, Any] | str]] = {}  # answers just read, until they are used
+        self._fresh: dict[tuple[str, int], Read] = {}  # answers just read, until they are used
         self._stop, self._why_stopped = asyncio.Event(), ""
         self._fatal: BaseException | None = None
         self._settled = asyncio.Event()
         self._closed_until = 0.0
-        self._failures = 0
+        self._failures = self._refusals = 0  # in a row
+        self._retried: dict[str, int] = {}  # first key of a request that had failed -> the try it goes on with
         self._tasks: list[asyncio.Task[None]] = []
         self._random = random.Random()  # jitter moves when a request is sent, never what comes back
 
@@ -123,40 +126,43 @@ class Asking:
     # One request: up to `tries` questions.
 
     async def _answer(self, request: Request, check: Check | None) -> Answer:
-        tokens_in = tokens_out = 0
-        nanos: int | None = 0
-        cached, text, why = True, "", ""
-        for attempt in range(request.attempt, request.attempt + self._config.tries):
-            question = Question.of(request, attempt, self._model, self._config)
+        past: Past = await self._commits.do(
+            lambda c: Past.of(request, self._model, self._config, lambda key: find_all(c, key))
+        )
+        tally = Tally(request, check)
+        for question, stored in past.answers():
+            self._hits.append(Hit(question.stage, stored))
+            if (good := tally.read(question, stored)) is not None:
+                return good
+        start = past.start()
+        if start:  # equal requests of a round share their new tries
+            start = self._retried.setdefault(past.question(0).key(), start)
+        for n in past.open_tries(start):
+            question = past.question(n)
             key = question.key()
             got, from_cache = await self._once(question, key)
             if isinstance(got, str):
-                why, cached = f"{got} (after: {why})" if why else got, cached and attempt > request.attempt
-                break
-            tokens_in, tokens_out = tokens_in + got.tokens_in, tokens_out + got.tokens_out
-            nanos = None if nanos is None or got.nanos is None else nanos + got.nanos
-            cached = cached and from_cache
-            read = self._fresh.pop(key, None)
-            text, data = question.read(got.response) if read is None else read
-            why = data if isinstance(data, str) else check(request, data) if check is not None else ""
-            if not why and isinstance(data, dict):
-                return Answer(data, "", text, tokens_in, tokens_out, _money(nanos), cached)
-        return Answer(None, why, text, tokens_in, tokens_out, _money(nanos), cached)
+                return tally.failed(got)
+            fresh = self._fresh.pop((key, question.max_tokens), None)
+            if (good := tally.read(question, got, cached=from_cache, fresh=fresh)) is not None:
+                return good
+        return tally.failed()
 
     async def _once(self, question: Question, key: str) -> tuple[Stored | str, bool]:
         """The stored answer (and whether it was there before), or why there is none. The same at once is asked once."""
-        if (flying := self._flying.get(key)) is not None:
+        at = (key, question.max_tokens)
+        if (flying := self._flying.get(at)) is not None:
             got = await asyncio.shield(flying)
             if isinstance(got, Stored):
                 self._hits.append(Hit(question.stage, got))
             return got, True
         mine: asyncio.Future[Stored | str] = asyncio.get_running_loop().create_future()
-        self._flying[key] = mine
+        self._flying[at] = mine
         got, from_cache = INTERRUPTED, False
         try:
             got, from_cache = await self._fetch(question, key)
         finally:
-            del self._flying[key]
+            del self._flying[at]
             mine.set_result(got)
         if from_cache and isinstance(got, Stored):
             self._hits.append(Hit(question.stage, got))
@@ -177,7 +183,7 @@ class Asking:
             if outcome is None:
                 continue
             if isinstance(outcome, Stored):
-                self._failures = 0
+                self._failures = self._refusals = 0
                 self._forms.proven.add(form)
                 if tried:
                     self._forms.form = form
@@ -187,6 +193,8 @@ class Asking:
                 forms = self._other_forms(form, forms[:-1], outcome.reason, tried)
                 if forms:
                     continue
+            if outcome.kind == "bad":
+                await self._refused(outcome)
             why = self._failed(outcome, patience)
             if why:
                 return why, False
@@ -220,6 +228,19 @@ class Asking:
                 self._halt(f"not asked: {self._failures} requests in a row failed, the last one with {trouble.reason}")
         return why
 
+    async def _refused(self, trouble: Trouble) -> None:
+        """A request was turned down whatever its form: after some in a row, so would be the others."""
+        self._refusals += not trouble.about_text
+        if self._refusals < HANDFUL or trouble.about_text or self._stop.is_set():
+            return
+        what = f"{self._refusals} requests in a row were refused, the last one with {trouble.reason}"
+        answered = "SELECT 1 FROM calls WHERE model = ? AND state = 'answered' LIMIT 1"
+        if await self._commits.do(lambda c: c.execute(answered, (self._model,)).fetchone()):
+            self._halt(f"not asked: {what}")
+        else:  # the model never answered: it is no matter of these requests
+            fix = "See what the server says; --base-url and the model's name say where requests go"
+            self._end(RunError(what, where=self._transport.server, fix=fix))
+
     async def _begin(self, question: Question, key: str) -> Stored | int | str:
         """The call's number once it may be sent; or the answer; or why it may not be sent."""
         worst_in, price = question.worst_tokens_in(), self._books.price
@@ -227,13 +248,18 @@ class Asking:
             session=self._books.session, run=self._books.run, key=key, stage=question.stage, model=self._model,
             currency=self._books.currency, bytes_in=question.bytes_in(), held_tokens=worst_in + question.max_tokens,
             held_nanos=None if price is None else price.worst_nanos(worst_in, question.max_tokens),
+            max_tokens=question.max_tokens,
         )  # fmt: skip
         while True:
             while (closed := self._closed_until - time.monotonic()) > 0 and not self._stop.is_set():
                 await self._nap(closed + self._random.uniform(0, 0.05))
             if self._stop.is_set():  # what is known is still given
-                return await self._commits.do(lambda connection: find(connection, key)) or self._why_stopped
+                return await self._commits.do(lambda c: find(c, key, question.max_tokens)) or self._why_stopped
             begun = await self._commits.do(lambda connection: books.begin(connection, call, self._books.limits))
+            if begun is Verdict.UNKNOWN:
+                why = await self._commits.do(lambda c: why_unknown(c, call.run, call.currency))
+                self._end(ConfigError(f"a budget in money cannot hold: {why}", where="budget", fix=_UNKNOWN_FIX))
+                return why
             if begun is Verdict.OVER:
                 if self._config.on_budget == "raise":
                     self._end(BudgetError("the budget does not allow the next request",
@@ -271,7 +297,7 @@ class Asking:
 
     def _stored(self, question: Question, key: str, received: Received) -> Stored:
         reply = read_reply(received.body)
-        text, data = self._fresh[key] = question.read(received.body)
+        text, data = self._fresh[key, question.max_tokens] = question.read(received.body)
         tokens_in, tokens_out = (reply.tokens_in, reply.tokens_out) if reply else (None, None)
         counted = tokens_in is not None and tokens_out is not None
         price, nanos = self._books.price, None
@@ -281,7 +307,8 @@ class Asking:
             key=key, response=received.body, counted=counted, nanos=nanos, currency=self._books.currency,
             tokens_in=round(question.bytes_in() / BYTES_PER_TOKEN) if tokens_in is None else tokens_in,
             tokens_out=round(len(text.encode()) / BYTES_PER_TOKEN) if tokens_out is None else tokens_out,
-            seconds=received.seconds, failure=data if isinstance(data, str) else "",
+            seconds=received.seconds, failure=data if isinstance(data, str) else "", max_tokens=question.max_tokens,
+            cut=isinstance(data, str) and reply is not None and reply.finish == "length",
         )  # fmt: skip
 
     async def _nap(self, seconds: float) -> None:
@@ -330,7 +357,3 @@ def _keeping(question: Question, stored: Stored, number: int) -> Callable[[Any],
         books.settle_answered(connection, number, stored)
 
     return op
-
-
-def _money(nanos: int | None) -> float | None:
-    return None if nanos is None else nanos / NANO

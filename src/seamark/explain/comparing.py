@@ -1,5 +1,8 @@
 """Segment against token simulation: the same features, texts and calls, both scores, and what each takes.
 
+Both are scored on the texts that were answered in both: long texts fail more often by tokens, and a score on the short
+ones would be compared with one on all.
+
 Safe-SAIL (arXiv 2509.18127, METHODS §2.4) reports that segment scores follow token scores at 55 % less cost. With a
 language model, tokens and money are those of its answers. Without one nothing is sent: then the tokens are counted
 that each mode would send and receive, on the very prompts an LLM would get and the lexical simulator's predictions
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +25,7 @@ from seamark.explain.llm import LLM
 from seamark.explain.querying import PROMPT, answer_text, queries, units
 from seamark.explain.records import Explanation, Key, Level, Method, Simulation
 from seamark.explain.segments import segments
-from seamark.explain.simulating import SimulationConfig, Task, simulate, tasks
+from seamark.explain.simulating import Predicted, SimulationConfig, Task, predictions, score, tasks
 from seamark.features.context_sets import FeatureContexts
 from seamark.features.contexts import Context
 from seamark.stats import Estimate, bootstrap, bootstrap_of_sums
@@ -41,7 +45,8 @@ class _Result(BaseModel):
 class Usage(_Result):
     """What simulating the features at one level takes."""
 
-    calls: int
+    queries: int
+    """What is asked: a feature and `batch` texts. Second tries and answers from the cache are not told apart."""
     tokens_in: int
     tokens_out: int
     cost: float | None
@@ -61,6 +66,8 @@ class ComparedFeature(_Result):
     segment: float | None
     token: float | None
     """Correlations; None: not available."""
+    n_texts: int
+    """Texts answered in both ways, on which both are scored."""
     segment_tokens: int | None
     token_tokens: int | None
     """Sent and received; None: they were not counted."""
@@ -127,11 +134,13 @@ def compare(
         tokenizer: what `count` counts with, for the record.
 
     Returns:
-        The comparison, and the simulations of both levels, segments first.
+        The comparison, and the simulations of both levels, segments first, scored on the same texts.
     """
     config = config or SimulationConfig()
-    by_level = {level: simulate(contexts, explanations, llm, level=level, config=config) for level in LEVELS}
     found = tasks(contexts, explanations, config, by_llm=llm is not None)
+    said = _on_the_same(*(predictions(found, llm, level, config) for level in LEVELS))
+    by_level = {level: [score(task, mine, level, config, llm) for task, mine in zip(found, said[level], strict=True)]
+                for level in LEVELS}  # fmt: skip
     counted = _counts(found, config, count) if count is not None else None
     usage = counted if llm is None else _measured(found, by_level, config.batch)
     pairs = zip(by_level["segment"], by_level["token"], strict=True)
@@ -147,6 +156,18 @@ def compare(
         batching=_batching(found, config, count, counted), note=CAVEAT if llm is None else "",
     )  # fmt: skip
     return comparison, [s for level in LEVELS for s in by_level[level]]
+
+
+def _on_the_same(segment: Sequence[Predicted], token: Sequence[Predicted]) -> dict[Level, list[Predicted]]:
+    """Predictions of both levels without those of texts that only one of them has."""
+    found: dict[Level, list[Predicted]] = {level: [] for level in LEVELS}
+    for pair in zip(segment, token, strict=True):
+        both = pair[0].values.keys() & pair[1].values.keys()
+        why = "; ".join(f"by {level}s: {p.why_failed}" for level, p in zip(LEVELS, pair, strict=True) if p.why_failed)
+        for level, p in zip(LEVELS, pair, strict=True):
+            values, fires = {i: p.values[i] for i in both}, {i: p.fires[i] for i in both}
+            found[level].append(replace(p, values=values, fires=fires, why_failed=why))
+    return found
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]], *, draws: int = 1000, seed: int = 0) -> Estimate:
@@ -174,12 +195,12 @@ def _counts(found: Sequence[Task], config: SimulationConfig, count: Count) -> di
 def _would_take(task: Task, level: Level, config: SimulationConfig, count: Count) -> Usage:
     """Tokens of a feature's prompts and answers, rendered and not sent."""
     if task.reason or task.explanation is None:
-        return Usage(calls=0, tokens_in=0, tokens_out=0, cost=None)
+        return Usage(queries=0, tokens_in=0, tokens_out=0, cost=None)
     asked = list(queries(task.explanation, [units(c, level, config.longest) for c in task.texts], level, config.batch))
     values = _values(task.explanation, task.texts, level, config)
     answers = [answer_text([values[i] for i in query.texts], nested=query.nested) for query in asked]
     sent = sum(count(query.request.system) + count(query.request.user) for query in asked)
-    return Usage(calls=len(asked), tokens_in=sent, tokens_out=sum(map(count, answers)), cost=None)
+    return Usage(queries=len(asked), tokens_in=sent, tokens_out=sum(map(count, answers)), cost=None)
 
 
 def _values(
@@ -202,10 +223,10 @@ def _measured(
     found: Sequence[Task], simulations: Mapping[Level, Sequence[Simulation]], batch: int
 ) -> dict[Level, list[Usage]]:
     """What each feature took at each level, by the answers."""
-    calls = [len(range(0, len(task.texts), batch)) for task in found]
+    n_queries = [len(range(0, len(task.texts), batch)) for task in found]
     return {
-        level: [Usage(calls=n, tokens_in=s.tokens_in, tokens_out=s.tokens_out, cost=s.cost)
-                for n, s in zip(calls, simulations[level], strict=True)]
+        level: [Usage(queries=n, tokens_in=s.tokens_in, tokens_out=s.tokens_out, cost=s.cost)
+                for n, s in zip(n_queries, simulations[level], strict=True)]
         for level in LEVELS
     }  # fmt: skip
 
@@ -213,7 +234,7 @@ def _measured(
 def _total(usage: Sequence[Usage]) -> Usage:
     costs = [u.cost for u in usage if u.tokens]
     return Usage(
-        calls=sum(u.calls for u in usage), tokens_in=sum(u.tokens_in for u in usage),
+        queries=sum(u.queries for u in usage), tokens_in=sum(u.tokens_in for u in usage),
         tokens_out=sum(u.tokens_out for u in usage),
         cost=None if None in costs or not costs else math.fsum(c for c in costs if c is not None),
     )  # fmt: skip
@@ -226,7 +247,7 @@ def _tokens(usage: Mapping[Level, Sequence[Usage]] | None, i: int) -> tuple[int,
 def _feature(segment: Simulation, token: Simulation, tokens: tuple[int, int] | tuple[None, None]) -> ComparedFeature:
     return ComparedFeature(
         sae=segment.sae, latent=segment.latent, segment=segment.correlation.value, token=token.correlation.value,
-        segment_tokens=tokens[0], token_tokens=tokens[1],
+        n_texts=segment.n_texts, segment_tokens=tokens[0], token_tokens=tokens[1],
     )  # fmt: skip
 
 

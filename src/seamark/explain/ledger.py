@@ -3,7 +3,9 @@
 The books lie in the answer cache's file, so they outlive the process. Before a request is sent, the most it can cost
 is *held*; the answer turns that into what it did cost, a refusal gives it back. A call that ended without an answer
 but may have been billed (time-out, cut connection, crash) keeps its hold: it counts against the budget as if it had
-cost the most it could. So the budget of a run holds over restarts and over processes that share the file.
+cost the most it could. So the budget of a run holds over restarts and over processes that share the file. It counts
+tokens whatever they were paid in, and refuses to count money it cannot: calls without a known price (they get the
+present table's, where it has one), and money in another currency.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from __future__ import annotations
 import enum
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from seamark.errors import RunError
-from seamark.explain.answers import AnswerCache, Stored, find, is_alive
+from seamark.explain.answers import AnswerCache, Stored, T, find, is_alive
 from seamark.explain.prices import NANO, PriceTable
+from seamark.explain.totals import add, unpriced, why_unknown
 
 CRASH = "the process that asked has ended"
 """Reason of calls that were in flight when their process died."""
@@ -35,6 +38,7 @@ class Verdict(enum.Enum):
     ELSEWHERE = "another process is asking the same"
     WAIT = "does not fit beside what is held for requests in flight"
     OVER = "does not fit into the budget"
+    UNKNOWN = "nobody knows what the run has spent, so no budget in money can hold"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Call:
     held_tokens: int
     held_nanos: int | None
     """None: the price is not known."""
+    max_tokens: int
+    """Most tokens of the answer."""
 
 
 def begin(connection: sqlite3.Connection, call: Call, limits: Limits) -> Stored | int | Verdict:
@@ -68,10 +74,12 @@ def begin(connection: sqlite3.Connection, call: Call, limits: Limits) -> Stored 
     Returns:
         The stored answer; or the number of the call, which may now be sent; or why not.
     """
-    if (stored := find(connection, call.key)) is not None:
+    if (stored := find(connection, call.key, call.max_tokens)) is not None:
         return stored
     if _asked_elsewhere(connection, call.key):
         return Verdict.ELSEWHERE
+    if limits.nanos is not None and why_unknown(connection, call.run, call.currency):
+        return Verdict.UNKNOWN
     if not _fits(connection, call, limits, held=True):
         reap(connection)
         return Verdict.WAIT if _fits(connection, call, limits, held=False) else Verdict.OVER
@@ -81,7 +89,7 @@ def begin(connection: sqlite3.Connection, call: Call, limits: Limits) -> Stored 
         (call.session, call.run, call.key, call.stage, call.model, time.time(), call.bytes_in, call.held_tokens,
          call.held_nanos, call.currency),
     ).lastrowid  # fmt: skip
-    _add(connection, call.run, call.currency, "held", call.held_tokens, call.held_nanos or 0)
+    add(connection, call.run, call.currency, "held", call.held_tokens, call.held_nanos or 0)
     return int(number or 0)
 
 
@@ -90,13 +98,13 @@ def settle_answered(connection: sqlite3.Connection, number: int, answer: Stored)
     run, currency, held_tokens, held_nanos = _release(connection, number)
     tokens = answer.tokens_in + answer.tokens_out
     if answer.counted:
-        _add(connection, run, currency, "", tokens, answer.nanos or 0)
+        add(connection, run, currency, "", tokens, answer.nanos or 0)
     else:
-        _add(connection, run, currency, "maybe", held_tokens, held_nanos)
+        add(connection, run, currency, "maybe", held_tokens, held_nanos)
     connection.execute(
-        "UPDATE calls SET state = 'answered', reason = ?, seconds = ?, tokens_in = ?, tokens_out = ?, nanos = ?"
-        " WHERE id = ?",
-        (answer.failure, answer.seconds, answer.tokens_in, answer.tokens_out, answer.nanos, number),
+        "UPDATE calls SET state = 'answered', reason = ?, seconds = ?, tokens_in = ?, tokens_out = ?, nanos = ?,"
+        " counted = ? WHERE id = ?",
+        (answer.failure, answer.seconds, answer.tokens_in, answer.tokens_out, answer.nanos, answer.counted, number),
     )
 
 
@@ -114,7 +122,7 @@ def settle(
         connection.execute("DELETE FROM calls WHERE id = ?", (number,))
         return
     if state == "lost":
-        _add(connection, run, currency, "maybe", held_tokens, held_nanos)
+        add(connection, run, currency, "maybe", held_tokens, held_nanos)
     connection.execute("UPDATE calls SET state = ?, reason = ? WHERE id = ?", (state, reason, number))
 
 
@@ -173,25 +181,17 @@ def _asked_elsewhere(connection: sqlite3.Connection, key: str) -> bool:
 
 
 def _fits(connection: sqlite3.Connection, call: Call, limits: Limits, *, held: bool) -> bool:
-    """Whether the call's worst case fits beside all that is spent, perhaps spent and (if asked) held."""
-    row = connection.execute(
-        "SELECT nanos, tokens, held_nanos, held_tokens, maybe_nanos, maybe_tokens FROM totals"
-        " WHERE run = ? AND currency = ?",
-        (call.run, call.currency),
-    ).fetchone() or (0,) * 6  # fmt: skip
-    nanos = row[0] + row[4] + (row[2] if held else 0) + (call.held_nanos or 0)
-    tokens = row[1] + row[5] + (row[3] if held else 0) + call.held_tokens
-    return (limits.nanos is None or nanos <= limits.nanos) and (limits.tokens is None or tokens <= limits.tokens)
+    """Whether the call's worst case fits beside all that is spent, perhaps spent and (if asked) held.
 
-
-def _add(connection: sqlite3.Connection, run: str, currency: str, kind: str, tokens: int, nanos: int) -> None:
-    """Move a run's totals. `kind` is "", "held" or "maybe": a name of ours, never text from outside."""
-    n, t = (f"{kind}_nanos", f"{kind}_tokens") if kind else ("nanos", "tokens")
-    connection.execute(
-        f"INSERT INTO totals (run, currency, {n}, {t}) VALUES (?, ?, ?, ?)"  # noqa: S608
-        f" ON CONFLICT (run, currency) DO UPDATE SET {n} = {n} + excluded.{n}, {t} = {t} + excluded.{t}",
-        (run, currency, nanos, tokens),
-    )
+    Money is summed over all currencies too: a limit of money is only looked at where there is one (`why_unknown`).
+    """
+    nanos, tokens = connection.execute(
+        "SELECT coalesce(sum(nanos + maybe_nanos + held_nanos * :held), 0),"
+        " coalesce(sum(tokens + maybe_tokens + held_tokens * :held), 0) FROM totals WHERE run = :run",
+        {"held": held, "run": call.run},
+    ).fetchone()
+    money_fits = limits.nanos is None or nanos + (call.held_nanos or 0) <= limits.nanos
+    return money_fits and (limits.tokens is None or tokens + call.held_tokens <= limits.tokens)
 
 
 def _release(connection: sqlite3.Connection, number: int) -> tuple[str, str, int, int]:
@@ -200,7 +200,7 @@ def _release(connection: sqlite3.Connection, number: int) -> tuple[str, str, int
         "SELECT run, currency, held_tokens, coalesce(held_nanos, 0), state FROM calls WHERE id = ?", (number,)
     ).fetchone()
     # Another process may have given this call up as lost, and the answer came all the same.
-    _add(connection, run, currency, "maybe" if state == "lost" else "held", -tokens, -nanos)
+    add(connection, run, currency, "maybe" if state == "lost" else "held", -tokens, -nanos)
     return run, currency, tokens, nanos
 
 
@@ -234,30 +234,6 @@ class LedgerRow(BaseModel):
     """What these cost when they were paid; None: not known."""
     lost_cost: float | None
     """The most that lost calls can have cost; None: not known."""
-
-
-class CostEstimate(BaseModel):
-    """What a set of requests is expected to take: a dry run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    requests: int
-    cached: int
-    """Requests whose answers (or final failures) are known: free."""
-    to_ask: int
-    tokens_in: int
-    """Expected tokens to be sent."""
-    tokens_out: int
-    """Expected tokens to be received."""
-    cost: float | None
-    """Expected money; None: not known."""
-    worst_cost: float | None
-    """Money that the budget must hold for all to be asked once: every byte a token, every answer as long as it may."""
-    currency: str
-    reason: str
-    """Why there is no cost; empty where there is one."""
-    basis: str
-    """What the expectation rests on, in words."""
 
 
 class Ledger:
@@ -311,14 +287,30 @@ class Ledger:
             what = "were in flight when their process ended" if crash else "ended without a whole answer"
             found.append(f"{n:,} requests {what}; they may have been billed{money}")
         found += [f"{row.stage}, {row.model}: {row.cost_reason}" for row in self.rows() if row.cost_reason]
-        return found
+        return found + [f"what was spent is not available: {why}" for why in (self.why_not_known(),) if why]
 
-    def spent(self) -> float:
-        """Money of the run so far, in the table's currency, with the most that lost and open calls may cost."""
+    def spent(self) -> float | None:
+        """Money of the run so far, in the table's currency, with the most that lost and open calls may cost.
+
+        None where that is not known: `why_not_known` says why.
+        """
+        return None if self.why_not_known() else self._known() / NANO
+
+    def why_not_known(self) -> str:
+        """Why `spent` is None (calls without a price, money in other currencies), and what is known; "" where not."""
         self.cache.transact([reap], durable=False)
-        sql = "SELECT nanos + held_nanos + maybe_nanos FROM totals WHERE run = ? AND currency = ?"
-        rows = self.cache.select(sql, (self.run, self.prices.currency))
-        return rows[0][0] / NANO if rows else 0.0
+        why = self._look(lambda c: why_unknown(c, self.run, self.prices.currency, self.prices))
+        return why and f"{why}; beside it at most {self._known() / NANO:.4f} {self.prices.currency}"
+
+    def _known(self) -> int:
+        """Billionths that were spent in the table's currency, or are to be at its prices."""
+        sql = "SELECT coalesce(sum(nanos + held_nanos + maybe_nanos), 0) FROM totals WHERE run = ? AND currency = ?"
+        late = self._look(lambda c: unpriced(c, self.run, self.prices))
+        return int(self.cache.select(sql, (self.run, self.prices.currency))[0][0]) + sum(c.most_nanos() for c in late)
+
+    def _look(self, op: Callable[[sqlite3.Connection], T]) -> T:
+        found: T = self.cache.transact([op], durable=False)[0]
+        return found
 
     def experience(self, model: str, stage: str) -> tuple[int, float, float] | None:
         """Over the cache's answers of a model in a stage: their number, tokens per byte sent, tokens received each."""

@@ -8,7 +8,7 @@
 Every answer lies in the cache before it is used, so a rerun costs nothing and a crash loses nothing that was paid; the
 ledger knows what was spent. A failed, refused or unparseable answer comes back as failed with its reason, and is never
 a value. Modules: `questions` (what is asked), `transport` (one request), `asking` (many), `parsing` (reading answers),
-`answers` (the cache), `ledger` and `prices` (money).
+`answers` (the cache), `past` (what it knows of a request), `ledger`, `totals`, `estimates` and `prices` (money).
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 from seamark.errors import ConfigError
-from seamark.explain.answers import AnswerCache, Stored, open_session
-from seamark.explain.asking import Asking, Books, Check, Forms
-from seamark.explain.ledger import BudgetError, CostEstimate, Ledger, Limits
+from seamark.explain.answers import AnswerCache, open_session
+from seamark.explain.asking import Asking, Books, Forms
+from seamark.explain.estimates import CostEstimate, plus
+from seamark.explain.ledger import BudgetError, Ledger, Limits
+from seamark.explain.past import Check, Past, Tally
 from seamark.explain.prices import NANO
 from seamark.explain.questions import BYTES_PER_TOKEN, Answer, LLMConfig, Question, Request
+from seamark.explain.totals import price_late
 from seamark.explain.transport import Form, Transport
 from seamark.run import progress
 
@@ -43,15 +46,18 @@ class LLM:
         model: its name there.
         cache: where answers are kept. Several models may share it, and several processes.
         ledger: the books; its run shares one budget, whichever models are asked.
+        asks: False: for `estimate` alone, which needs no key.
 
     Raises:
         ConfigError: OpenAI's own server without a key; a budget in money for a model whose price is not known.
     """
 
-    def __init__(self, model: str, *, config: LLMConfig | None = None, cache: AnswerCache, ledger: Ledger) -> None:
+    def __init__(
+        self, model: str, *, config: LLMConfig | None = None, cache: AnswerCache, ledger: Ledger, asks: bool = True
+    ) -> None:
         self.name, self.config = model, config or LLMConfig()
         self._cache, self._ledger = cache, ledger
-        self._server = Transport(self.config).server
+        self._server = Transport(self.config, sends=asks).server
         self._price = ledger.prices.price(model, self._server)
         self._forms = Forms(Form.first(self.config, self._server))
         self._session: int | None = None
@@ -79,10 +85,12 @@ class LLM:
             progress_title: shows a progress bar on stderr; empty: none.
 
         Raises:
-            ConfigError: the server refuses the key, or does not know the model.
+            ConfigError: the server refuses the key, or does not know the model; a budget in money where nobody knows
+                what the run has spent.
             BudgetError: the budget is reached, and `config.on_budget` is "raise"; otherwise such requests come back as
                 failed ("budget reached").
-            RunError: the cache cannot be written (nothing more is sent then), or the account's credit is used up.
+            RunError: the cache cannot be written (nothing more is sent then), the account's credit is used up, or the
+                server refuses one request after the other.
             KeyboardInterrupt: after answers in flight had `config.grace_s` to arrive; what was received is kept.
         """
         if not requests:
@@ -97,9 +105,11 @@ class LLM:
         if self._session is None:
             # A call waits at most a time-out for its slot, and another one for its answer.
             longest_s = 2 * config.timeout_s + 60
+            run, prices = self._ledger.run, self._ledger.prices
             self._session = self._cache.transact(
-                [lambda c: open_session(c, self._ledger.run, self.name, self._server, longest_s)], durable=False
-            )[0]
+                [lambda c: open_session(c, run, self.name, self._server, longest_s),
+                 lambda c: price_late(c, run, prices)], durable=False,
+            )[0]  # fmt: skip
         limits = Limits(
             None if config.budget is None else int(Decimal(str(config.budget)) * NANO), config.budget_tokens
         )
@@ -111,48 +121,45 @@ class LLM:
 
         Tokens to be sent: UTF-8 bytes x tokens per byte as measured on this model's answers in the cache, stage by
         stage; where there are fewer than 5, bytes / 4. Tokens to be received: their mean there; else half of what the
-        answer may have. Second tries and repetitions are not foreseen.
+        answer may have. Second tries and repetitions are not foreseen in what is expected, but in the worst case.
         """
-        still_open = [q for q in (self._open_question(request, check) for request in requests) if q is not None]
-        questions = {q.key(): q for q in still_open}
+        still_open = [q for q in (self._open(request, check) for request in requests) if q is not None]
+        questions = {question.key(): (question, tries) for question, tries in still_open}
         tokens_in = tokens_out = 0.0
-        worst, measured = 0, 0
-        stages = {stage: self._ledger.experience(self.name, stage) for stage in {q.stage for q in questions.values()}}
-        for q in questions.values():
+        once, worst, measured, sends = 0, 0, 0, self.config.retries + 1
+        stages = {s: self._ledger.experience(self.name, s) for s in {q.stage for q, _ in questions.values()}}
+        for q, tries in questions.values():
             n, per_byte, received = stages[q.stage] or (0, 0.0, 0.0)
             measured += n >= ENOUGH
             tokens_in += q.bytes_in() * per_byte if n >= ENOUGH else q.bytes_in() / BYTES_PER_TOKEN
             tokens_out += received if n >= ENOUGH else q.max_tokens / 2
-            worst += self._price.worst_nanos(q.worst_tokens_in(), q.max_tokens) if self._price else 0
+            most = self._price.worst_nanos(q.worst_tokens_in(), q.max_tokens) if self._price else 0
+            once, worst = once + most, worst + most * tries * sends
         basis = (
             f"{measured:,} of {len(questions):,} by this model's earlier answers; the others guessed: a token per "
             f"{BYTES_PER_TOKEN:g} bytes sent, half of the longest answer received"
         )
-        price = self._price
+        price, spent = self._price, self._ledger.spent()
+        once_cost, worst_cost = (amount / NANO if price else None for amount in (once, worst))
         return CostEstimate(
             requests=len(requests), cached=len(requests) - len(still_open), to_ask=len(questions),
             tokens_in=round(tokens_in), tokens_out=round(tokens_out), basis=basis,
             currency=self._ledger.prices.currency,
             cost=price.nanos(round(tokens_in), round(tokens_out)) / NANO if price else None,
-            worst_cost=worst / NANO if price else None,
+            once_cost=once_cost, worst_cost=worst_cost,
+            tries=self.config.tries, sends=sends, spent=spent, spent_reason=self._ledger.why_not_known(),
+            budget_once=plus(spent, once_cost), budget=plus(spent, worst_cost),
             reason="" if price else f"the price of {self.name!r} at {self._server} is not known",
         )  # fmt: skip
 
-    def _open_question(self, request: Request, check: Check | None) -> Question | None:
-        """The first try of a request that is not in the cache; None where the cache decides it."""
-        for attempt in range(request.attempt, request.attempt + self.config.tries):
-            question = Question.of(request, attempt, self.name, self.config)
-            stored = self._cache.get(question.key())
-            if stored is None:
-                return question
-            if _usable(question, stored, request, check):
-                return None
-        return None
-
-
-def _usable(question: Question, stored: Stored, request: Request, check: Check | None) -> bool:
-    _, data = question.read(stored.response)
-    return isinstance(data, Mapping) and not (check(request, data) if check is not None else "")
+    def _open(self, request: Request, check: Check | None) -> tuple[Question, int] | None:
+        """The next try of a request and how many there may be; None where the cache decides it."""
+        past = Past.of(request, self.name, self.config, self._cache.get)
+        tally = Tally(request, check)
+        if any(tally.read(question, stored) is not None for question, stored in past.answers()):
+            return None
+        tries = past.open_tries(past.start())
+        return (past.question(tries[0]), len(tries)) if tries else None
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Prompts are files of this package with a version in their name, so that a record can say what it was made with.
 
 A file holds the system's and the user's part, parted by a line `===== user =====`, with `${name}` where values go.
-A changed prompt is a new file: versions that records name are never edited.
+A changed prompt is a new file: versions that records name are never edited, which a test watches by their hashes.
 """
 
 from __future__ import annotations

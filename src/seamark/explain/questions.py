@@ -101,6 +101,8 @@ class LLMConfig(BaseModel):
     """Further fields of the request's body, such as `reasoning_effort`. They are stored in the cache: no secrets."""
     cache_tag: str = ""
     """Part of the cache key. Set it to keep answers apart of two servers that have a model of the same name."""
+    retry_failed: bool = False
+    """Ask questions again whose every try brought an unusable answer; else such an answer is final."""
     grace_s: float = Field(default=10.0, ge=0)
     """After Ctrl-C, seconds that answers in flight have to arrive: they are paid."""
 
@@ -183,7 +185,7 @@ class Question:
         )  # fmt: skip
 
     def content(self) -> dict[str, Any]:
-        """All that makes it this question and no other; how the schema is sent is no part of it, nor is the stage."""
+        """What is asked, with the limit of the answer; how the schema is sent is no part of it, nor is the stage."""
         return {
             "model": self.model, "system": self.system, "user": self.user, "schema": self.schema,
             "schema_name": self.schema_name, "max_tokens": self.max_tokens, "temperature": self.temperature,
@@ -191,7 +193,7 @@ class Question:
         }  # fmt: skip
 
     def key(self) -> str:
-        """Where its answer lies in the cache."""
+        """Where its answers lie in the cache, those under other limits of tokens too."""
         return AnswerCache.key(self.content())
 
     def bytes_in(self) -> int:

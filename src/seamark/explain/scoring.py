@@ -2,7 +2,8 @@
 
 Units are tokens (level 0-10 of z / Q_f) or segments (1 where the largest z / Q_f of its tokens exceeds τ). The score is
 the Pearson correlation over the units of all texts pooled, for 0/1 the phi coefficient. Beside it stands balanced
-accuracy at telling texts in which the feature fires from texts in which it does not. Intervals resample texts.
+accuracy at telling texts in which the feature fires from texts in which it does not. Intervals resample prompts with
+all their texts (`prompts`), or texts where nothing is told of prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from seamark.errors import DataError
 from seamark.explain.presenting import levels
 from seamark.explain.segments import Span
 from seamark.features.contexts import Context
-from seamark.stats import Estimate, bootstrap_of_sums
+from seamark.stats import Estimate, bootstrap_of_sums, cluster_codes
 
 DRAWS = 1000
 Floats = NDArray[np.float64]
@@ -54,19 +55,29 @@ def segment_truth(context: Context, spans: Sequence[Span], tau: float = 0.0) -> 
     return found
 
 
+def prompts(texts: Sequence[Context]) -> list[str]:
+    """What each text is resampled with: the prompt it answers; its pair where the contexts do not tell the prompt;
+    a plain text is by itself."""
+    return [c.prompt or c.pair_id or c.text_id for c in texts]
+
+
 def correlation(
-    truth: Sequence[Sequence[float | None]], predicted: Sequence[Sequence[float]], *, draws: int = DRAWS, seed: int = 0
-) -> Estimate:
-    """Pearson correlation over the units of all texts pooled, with an interval from resampling texts.
+    truth: Sequence[Sequence[float | None]], predicted: Sequence[Sequence[float]], *, draws: int = DRAWS,
+    seed: int = 0, clusters: Sequence[str] | None = None,
+) -> Estimate:  # fmt: skip
+    """Pearson correlation over the units of all texts pooled, with an interval from resampling clusters of texts.
 
     Truth 1, 0, 1, 1 against 1, 0, 1, 0 gives 0.577. Not available, never 0, where either side is constant.
 
     Args:
         truth: for each text its units; None where the truth is not known, which leaves the unit out.
         predicted: the same shape.
+        draws: resamples.
+        seed: of the resampling.
+        clusters: for each text the cluster it is resampled with, as of `prompts`; None: each text is one.
 
     Raises:
-        DataError: another number of predictions than of units.
+        DataError: another number of predictions than of units, or of clusters than of texts.
     """
     x, y, text = _pooled(truth, predicted)
     n = len(x)
@@ -79,26 +90,43 @@ def correlation(
     x, y = x - x.mean(), y - y.mean()
     sums = np.stack([np.ones(n), x, y, x * x, y * y, x * y])
     floor = (1e-12 * float(sums[3].sum()), 1e-12 * float(sums[4].sum()))
-    return bootstrap_of_sums(partial(_pearson, floor), sums, text, draws=draws, seed=seed)
+    codes = _codes(clusters, len(truth))[text]
+    return bootstrap_of_sums(partial(_pearson, floor), sums, codes, draws=draws, seed=seed)
 
 
-def detection(fires: Sequence[bool], found: Sequence[bool], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def detection(
+    fires: Sequence[bool], found: Sequence[bool], *, draws: int = DRAWS, seed: int = 0,
+    clusters: Sequence[str] | None = None,
+) -> Estimate:  # fmt: skip
     """Balanced accuracy of predicting whether each text fires: mean of both rates of being right, by chance ½.
 
     Args:
         fires: whether the feature fires in each text.
         found: whether it is predicted to.
+        draws, seed, clusters: as of `correlation`.
 
     Returns:
-        With an interval from resampling texts; not available where all texts fire, or none.
+        With an interval from resampling clusters; not available where all texts fire, or none.
+
+    Raises:
+        DataError: another number of predictions, or of clusters, than of texts.
     """
     truth, guess = np.asarray(fires, np.float64), np.asarray(found, np.float64)
     if len(truth) != len(guess):
         raise DataError(f"{len(guess)} predictions for {len(truth)} texts", fix="Give one for each")
     right = truth * guess + (1 - truth) * (1 - guess)
     sums = np.stack([truth, truth * right, 1 - truth, (1 - truth) * right])
-    return bootstrap_of_sums(_balanced, sums, np.arange(len(truth)), draws=draws, seed=seed,
+    return bootstrap_of_sums(_balanced, sums, _codes(clusters, len(truth)), draws=draws, seed=seed,
                              undefined="texts with the feature and texts without are both needed")  # fmt: skip
+
+
+def _codes(clusters: Sequence[str] | None, n_texts: int) -> NDArray[np.int64]:
+    """The cluster of each text [texts]."""
+    if clusters is None:
+        return np.arange(n_texts)
+    if len(clusters) != n_texts:
+        raise DataError(f"{len(clusters)} clusters for {n_texts} texts", fix="Give one for each")
+    return cluster_codes(clusters)
 
 
 def _pooled(

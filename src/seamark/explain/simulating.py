@@ -6,7 +6,7 @@ The texts are of the simulate half, as many with the feature as without, and of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from seamark.explain.lexical import LexicalSimulator
 from seamark.explain.querying import PROMPT, Query, check_queries, queries, units
 from seamark.explain.records import Explanation, Key, Level, Method, Simulation
-from seamark.explain.scoring import DRAWS, correlation, detection, segment_truth, token_levels
+from seamark.explain.scoring import DRAWS, correlation, detection, prompts, segment_truth, token_levels
 from seamark.explain.segments import LONGEST, segments
-from seamark.features.context_sets import FeatureContexts
+from seamark.features.context_sets import ContextHalf, FeatureContexts
 from seamark.features.contexts import Context
 from seamark.stats import Estimate
 
@@ -103,13 +103,36 @@ def simulate(
     """
     config = config or SimulationConfig()
     found = tasks(contexts, explanations, config, by_llm=llm is not None)
+    predicted = predictions(found, llm, level, config)
+    return [score(task, mine, level, config, llm) for task, mine in zip(found, predicted, strict=True)]
+
+
+def predictions(found: Sequence[Task], llm: LLM | None, level: Level, config: SimulationConfig) -> list[Predicted]:
+    """What the simulator says of each task; nothing where the task has a reason.
+
+    Raises:
+        BudgetError: the budget is spent, and the client was told to raise then.
+    """
     if llm is None:
         return [_lexically(task, level, config) for task in found]
     asked = {task.key: list(_queries(task, level, config)) for task in found}
     flat = [query for some in asked.values() for query in some]
     answers = iter(llm.ask_all([q.request for q in flat], check_queries(flat), progress_title=f"Simulate {level}s"))
-    by_task = [(task, [(query, next(answers)) for query in asked[task.key]]) for task in found]
-    return [_score(task, _read(some), level, config, "llm", llm.name) for task, some in by_task]
+    return [_read([(query, next(answers)) for query in asked[task.key]]) for task in found]
+
+
+def for_simulation(
+    features: Iterable[FeatureContexts], config: SimulationConfig | None = None
+) -> dict[Key, FeatureContexts]:
+    """Contexts with those texts alone that `simulate` uses: of features that come one by one, a fraction of the memory.
+    Scores are the same."""
+    most = (config or SimulationConfig()).n_texts // 2
+    found = {}
+    for feature in features:
+        firing, quiet = held_out(feature, most)
+        half = ContextHalf(top=tuple(firing), silent=tuple(quiet))
+        found[feature.sae_id, feature.latent] = replace(feature, explain=ContextHalf(), simulate=half)
+    return found
 
 
 def simulation_queries(
@@ -168,17 +191,17 @@ def held_out(contexts: FeatureContexts, most: int) -> tuple[list[Context], list[
     return firing[:most], list({c.text_id: c for c in quiet}.values())[:most]
 
 
-def _lexically(task: Task, level: Level, config: SimulationConfig) -> Simulation:
+def _lexically(task: Task, level: Level, config: SimulationConfig) -> Predicted:
     if task.reason or task.explanation is None:
-        return _score(task, Predicted({}, {}), level, config, "lexical", None)
+        return Predicted({}, {})
     simulator = LexicalSimulator(task.explanation)
     levels = {i: simulator.levels(c.tokens) for i, c in enumerate(task.texts)}
     fires = {i: simulator.fires(mine) for i, mine in levels.items()}
     if level == "token":
-        return _score(task, Predicted(levels, fires), level, config, "lexical", None)
+        return Predicted(levels, fires)
     values = {i: simulator.segments(mine, segments(task.texts[i].tokens, config.longest))
               for i, mine in levels.items()}  # fmt: skip
-    return _score(task, Predicted(values, fires), level, config, "lexical", None)
+    return Predicted(values, fires)
 
 
 def _queries(task: Task, level: Level, config: SimulationConfig) -> list[Query]:
@@ -206,23 +229,25 @@ def _read(answered: Sequence[tuple[Query, Answer]]) -> Predicted:
     )  # fmt: skip
 
 
-def _score(
-    task: Task, predicted: Predicted, level: Level, config: SimulationConfig, method: Method, model: str | None
-) -> Simulation:
+def score(task: Task, predicted: Predicted, level: Level, config: SimulationConfig, llm: LLM | None) -> Simulation:
+    """Score what a simulator said of a feature, on the texts that have an answer."""
+    method: Method = "llm" if llm else "lexical"
     answered = sorted(predicted.values)
     truth = [_truth(task.texts[i], level, config) for i in answered]
     reason = task.reason
     if not reason and len(answered) < ANSWERED_SHARE * len(task.texts):
         reason = f"fewer than half of the texts were answered ({predicted.why_failed})"
     if reason:
-        score = accuracy = Estimate.not_available(reason)
+        alike = accuracy = Estimate.not_available(reason)
     else:
-        score = correlation(truth, [predicted.values[i] for i in answered], draws=config.draws)
+        clusters = prompts([task.texts[i] for i in answered])
+        guess = [predicted.values[i] for i in answered]
+        alike = correlation(truth, guess, draws=config.draws, clusters=clusters)
         fires = [any(v is not None and v > 0 for v in mine) for mine in truth]
-        accuracy = detection(fires, [predicted.fires[i] for i in answered], draws=config.draws)
+        accuracy = detection(fires, [predicted.fires[i] for i in answered], draws=config.draws, clusters=clusters)
     return Simulation(
-        sae=task.key[0], latent=task.key[1], level=level, method=method, model=model,
-        prompt_version=PROMPT if method == "llm" else "", correlation=score, accuracy=accuracy,
+        sae=task.key[0], latent=task.key[1], level=level, method=method, model=llm.name if llm else None,
+        prompt_version=PROMPT if llm else "", correlation=alike, accuracy=accuracy,
         n_texts=len(answered), n_units=sum(v is not None for mine in truth for v in mine),
         n_failed=predicted.n_failed, tokens_in=predicted.tokens_in, tokens_out=predicted.tokens_out,
         cost=predicted.cost,

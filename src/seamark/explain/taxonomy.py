@@ -24,6 +24,10 @@ from seamark.errors import DataError, FormatError
 FORMAT_VERSION = 1
 MAX_NAME = 60
 """Characters of a domain's or concept's name, which goes into prompts and tables."""
+MAX_DESCRIPTION = 200
+"""Characters of a description, which goes into prompts."""
+MAX_TAGS, MAX_LIST = 300, 20_000
+"""Tags, and characters of all names and descriptions together: every prompt to explain holds them."""
 _SEPARATOR = re.compile(r"\s*(?:/|>|::|:|→|\|)\s*")
 
 
@@ -54,7 +58,7 @@ class Concept(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    description: str = ""
+    description: str = Field(default="", max_length=MAX_DESCRIPTION)
     keywords: tuple[str, ...] = ()
     """Words and phrases in any language, by which the lexical explainer tags; an LLM is shown the description."""
 
@@ -89,6 +93,10 @@ class Taxonomy(BaseModel):
         _check_names("domain", self.domains)
         for name, domain in self.domains.items():
             _check_names(f"concept of {name}", domain.concepts)
+        size = sum(len(str(tag)) + len(self.concept(tag).description) for tag in self.tags)
+        if len(self.tags) > MAX_TAGS or size > MAX_LIST:
+            raise ValueError(f"{len(self.tags)} tags of {size:,} characters with their descriptions: "
+                             f"at most {MAX_TAGS} and {MAX_LIST:,}")  # fmt: skip
         return self
 
     @classmethod
@@ -113,7 +121,10 @@ class Taxonomy(BaseModel):
             why = e.strerror if isinstance(e, OSError) else "no UTF-8"
             raise FormatError(f"cannot be read ({why})", where=str(path), fix="Name a taxonomy's YAML file") from e
         found = _parse(text, str(path))
-        return cls.default().extended(found) if extend else found
+        try:
+            return cls.default().extended(found) if extend else found
+        except ValidationError as e:  # both together are too much
+            raise FormatError(f"not a taxonomy: {e.errors()[0]['msg']}", where=str(path)) from None
 
     def extended(self, other: Taxonomy) -> Taxonomy:
         """This one with the domains, concepts and keywords of `other` added, whose descriptions win. Names that differ

@@ -30,6 +30,8 @@ _GATEWAY = (502, 504, 520, 522, 524)
 """A gateway gave up on a server that may still have answered, and billed."""
 _ABOUT_SCHEMA = ("response_format", "json_schema", "json_object", "schema", "structured", "guided", "grammar")
 _ABOUT_LENGTH = ("context length", "context window", "too large", "too long", "exceed")
+_ABOUT_CONTENT = ("content filter", "content_filter", "content management", "content policy", "moderation", "flagged",
+                  "inappropriate", "data_inspection")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Form:
             proven: this form has worked before, so that only a refusal which names the culprit is about the form.
         """
         said = reason.lower()
-        if any(word in said for word in _ABOUT_LENGTH):
+        if about_text(reason):
             return []
         found = []
         if config.output_field == "auto" and ("max_tokens" in said or "max_completion_tokens" in said):
@@ -85,6 +87,12 @@ class Form:
         elif self.structured == "json_object":
             body["response_format"] = {"type": "json_object"}
         return body
+
+
+def about_text(reason: str) -> bool:
+    """Whether a refusal speaks of a request's texts: too long for the model, or not to the server's liking."""
+    said = reason.lower()
+    return any(word in said for word in (*_ABOUT_LENGTH, *_ABOUT_CONTENT))
 
 
 def _strict(schema: Any) -> bool:
@@ -119,20 +127,26 @@ class Trouble:
     """Seconds that the server asks to wait."""
     error: SeamarkError | None = None
     """What to raise where it is fatal."""
+    about_text: bool = False
+    """The refusal is about this request's texts (their length, what they say), not about how or who asks."""
 
 
 class Transport:
     """Sends questions to one server; belongs to one event loop.
 
+    Args:
+        config: where it is, and whose key.
+        sends: False: nothing is to be sent, so no key is needed.
+
     Raises:
         ConfigError: OpenAI's own server, and no key in the environment.
     """
 
-    def __init__(self, config: LLMConfig) -> None:
+    def __init__(self, config: LLMConfig, *, sends: bool = True) -> None:
         self._config, self._url = config, config.url()
         self.server = server_name(self._url)
         self._key = os.environ.get(config.api_key_env, "").strip()
-        if not self._key and self.server == server_name(DEFAULT_URL):
+        if sends and not self._key and self.server == server_name(DEFAULT_URL):
             fix = f"export {config.api_key_env}=…, or give the address of a server of your own"
             raise ConfigError(f"no API key: the environment variable {config.api_key_env} is not set", fix=fix)
         self._client: AsyncOpenAI | None = None
@@ -202,6 +216,10 @@ class Transport:
             fix = f"Set the environment variable {self._config.api_key_env}"
             return Trouble("fatal", reason, error=ConfigError("the server refuses the API key", where=self.server,
                                                               fix=fix))  # fmt: skip
+        if status == 403 and not about_text(reason):
+            fix = f"The key in {self._config.api_key_env} must be allowed to use this model there"
+            return Trouble("fatal", reason, error=ConfigError(f"the server refuses access: {message}",
+                                                              where=self.server, fix=fix))  # fmt: skip
         if status == 404:
             fix = "Look at the model's name and the address (it ends with /v1 as a rule)"
             return Trouble("fatal", reason, error=ConfigError(f"not found: {message}", where=self.server, fix=fix))
@@ -211,7 +229,7 @@ class Transport:
             return Trouble("lost", reason, wait)
         if (status >= 500 and status != 501) or status in (408, 409, 425):
             return Trouble("error", reason, wait)
-        return Trouble("bad", reason)
+        return Trouble("bad", reason, about_text=about_text(f"{reason} {e.code}"))
 
     def _connection(self, e: APIConnectionError) -> Trouble:
         cause = e.__cause__

@@ -4,7 +4,14 @@ from seamark.features.concept_hits import CONTRAST_SCAN
 from seamark.features.concepts import ConceptMetrics, concept_metrics
 from seamark.features.config import ScanConfig
 from seamark.features.context_choice import ContextConfig
-from seamark.features.context_sets import ContextHalf, FeatureContexts, context_sets, read_contexts, write_contexts
+from seamark.features.context_sets import (
+    ContextHalf,
+    FeatureContexts,
+    context_sets,
+    iter_contexts,
+    read_contexts,
+    write_contexts,
+)
 from seamark.features.contexts import Context, TokenScores
 from seamark.features.contrast import Contrast, contrast
 from seamark.features.effect import direct_effect
@@ -21,11 +28,54 @@ from seamark.features.suite_ranking import SuiteRanking, rank_suite
 from seamark.features.training import TrainedSAE, TrainedSuite, train_sae, train_suite
 
 __all__ = [
-    "CONTRAST_SCAN", "PAPER_STAGES", "ConceptMetrics", "Context", "ContextConfig", "ContextHalf", "Contrast",
-    "EvaluatedSAE", "Feature", "FeatureContexts", "FeatureSet", "LossRecovered", "Promoted", "RewardChange",
-    "RewardShift", "SAEEvalConfig", "SAEEvaluation", "SAESpec", "SAETraining", "Scan", "ScanConfig", "Significance",
-    "StageConfig", "SuiteRanking", "TokenScores", "TrainedSAE", "TrainedSuite", "TrainingConfig", "concept_metrics",
-    "context_sets", "contrast", "direct_effect", "evaluate_saes", "loss_recovered", "losses_recovered", "make_suite",
-    "merge_scans", "promoted_tokens", "rank_suite", "read_contexts", "reward_change", "reward_changes", "scan",
-    "scan_shard", "significance", "text_scores", "train_sae", "train_suite", "write_contexts",
+    "CONTRAST_SCAN",
+    "PAPER_STAGES",
+    "ConceptMetrics",
+    "Context",
+    "ContextConfig",
+    "ContextHalf",
+    "Contrast",
+    "EvaluatedSAE",
+    "Feature",
+    "FeatureContexts",
+    "FeatureSet",
+    "LossRecovered",
+    "Promoted",
+    "RewardChange",
+    "RewardShift",
+    "SAEEvalConfig",
+    "SAEEvaluation",
+    "SAESpec",
+    "SAETraining",
+    "Scan",
+    "ScanConfig",
+    "Significance",
+    "StageConfig",
+    "SuiteRanking",
+    "TokenScores",
+    "TrainedSAE",
+    "TrainedSuite",
+    "TrainingConfig",
+    "concept_metrics",
+    "context_sets",
+    "contrast",
+    "direct_effect",
+    "evaluate_saes",
+    "iter_contexts",
+    "loss_recovered",
+    "losses_recovered",
+    "make_suite",
+    "merge_scans",
+    "promoted_tokens",
+    "rank_suite",
+    "read_contexts",
+    "reward_change",
+    "reward_changes",
+    "scan",
+    "scan_shard",
+    "significance",
+    "text_scores",
+    "train_sae",
+    "train_suite",
+    "write_contexts",
 ]  # fmt: skip

@@ -49,7 +49,7 @@ class ContextConfig(BaseModel):
     group: str | None = None
     """Choose from texts of this group; None: from all."""
     seed: int = 0
-    """Of the hashes that split texts into halves and draw from them."""
+    """Of the hashes that split prompts (plain texts: contents) into halves and draw texts from them."""
 
 
 class Candidates(NamedTuple):
@@ -71,6 +71,8 @@ class Candidates(NamedTuple):
 def candidates(scan: Scan, config: ContextConfig) -> Candidates:
     """Texts of the group asked for in which a position was read; of equal contents the one whose id comes first.
 
+    A text of a pair falls into a half by a hash of its prompt, so no prompt is in both; a plain text by its content.
+
     Raises:
         DataError: no such group, or no such text in it.
     """
@@ -88,9 +90,12 @@ def candidates(scan: Scan, config: ContextConfig) -> Candidates:
     if not first:
         raise DataError(f"no text of group {config.group!r} was read", where=str(scan.path), fix="Choose another group")
     found = Candidates(np.full(n, -1, np.int8), np.zeros(n, np.uint64), np.zeros(n))
+    pair_ids, prompts = table["pair_id"].to_pylist(), table["prompt"].to_pylist()
     for content, row in first.items():
-        priority = hash_unit(content, config.seed)
-        found.half[row], found.content[row], found.priority[row] = priority >= 0.5, int(content, 16), priority
+        # Salted: `Pairs.split` goes by the bare hash of prompts, and one of its sides would be one half.
+        together = content if pair_ids[row] is None else f"half {prompts[row]}"
+        found.half[row] = hash_unit(together, config.seed) >= 0.5
+        found.content[row], found.priority[row] = int(content, 16), hash_unit(content, config.seed)
     return found
 
 
@@ -209,34 +214,46 @@ class Chooser:
         return np.setdiff1d(some, firing, assume_unique=True)[: self.silent.n]
 
     def _centroids(self) -> csr_matrix:
-        """Unit vectors [latents × d_sae]: what a feature's top texts have more of than the corpus, itself left out."""
-        shape = len(self.latents), self.scan.d_sae(self.sae_id)
+        """Unit vectors [2 · latents × d_sae], one for each bucket: what a feature's top texts of a half have more of
+        than all texts of that half, itself left out. No half's depend on texts of the other."""
+        shape = HALVES * len(self.latents), self.scan.d_sae(self.sae_id)
         total, weight = csr_matrix(shape), np.zeros(shape[0])
+        everything, n_positions = np.zeros((HALVES, shape[1])), np.zeros(HALVES)
         for start, mean in self.scan.pooled_parts(self.sae_id, "mean"):
-            mine = (self.top.row >= start) & (self.top.row < start + mean.shape[0])
-            column, strength = self.top.bucket[mine] // HALVES, -self.top.key[mine]
-            weights = csr_matrix((strength, (column, self.top.row[mine] - start)), shape=(shape[0], mean.shape[0]))
+            end = start + mean.shape[0]
+            mine = (self.top.row >= start) & (self.top.row < end)
+            bucket, strength = self.top.bucket[mine], -self.top.key[mine]
+            weights = csr_matrix((strength, (bucket, self.top.row[mine] - start)), shape=(shape[0], mean.shape[0]))
             total = total + weights @ mean
-            weight += np.bincount(column, weights=strength, minlength=shape[0])
-        corpus = self.scan.feature_stats(self.sae_id).sum / max(int(self.scan.n_positions.sum()), 1)
-        rows = [_centroid(total[[i]], weight[i], corpus, latent) for i, latent in enumerate(self.latents)]
+            weight += np.bincount(bucket, weights=strength, minlength=shape[0])
+            for half in range(HALVES):
+                n = np.where(self.allowed.half[start:end] == half, self.scan.n_positions[start:end], 0)
+                everything[half] += mean.T @ n
+                n_positions[half] += n.sum()
+        usual = everything / np.maximum(n_positions, 1)[:, None]
+        rows = [_centroid(total[[i]], weight[i], usual[i % HALVES], self.latents[i // HALVES]) for i in range(shape[0])]
         return vstack(rows, format="csr")
 
     def _add_near_misses(self, centroids: csr_matrix) -> None:
-        """Add the silent texts whose mean latents are alike to the centroids."""
-        against = centroids.T.tocsr()
+        """Add the silent texts whose mean latents are alike to the centroids of their half."""
+        against = [centroids[half::HALVES].T.tocsr() for half in range(HALVES)]
         for start, mean, strength in self._texts():
-            row = np.arange(start, start + mean.shape[0])
-            allowed = self.allowed.half[row] >= 0
-            row, mean, fires = row[allowed], mean[allowed], strength[allowed][:, self.latents] > 0
-            length = np.sqrt(np.asarray(mean.multiply(mean).sum(axis=1)).ravel())
-            alike = mean @ against
-            alike = (alike - alike.multiply(fires)).tocoo()
-            positive = alike.data > 0
-            at, column = alike.row[positive], alike.col[positive].astype(np.int64)
-            # Rounded, so that the order of sums does not decide between texts that are equally alike.
-            cosine = np.round(alike.data[positive] / length[at], 6)
-            self.near.add(column * HALVES + self.allowed.half[row[at]], -cosine, row[at])
+            fires = strength[:, self.latents] > 0
+            for half in range(HALVES):
+                at = np.flatnonzero(self.allowed.half[start : start + mean.shape[0]] == half)
+                self._add_alike(half, start + at, mean[at], against[half], fires[at])
+
+    def _add_alike(self, half: int, row: Ints, mean: csr_matrix, against: csr_matrix, fires: csr_matrix) -> None:
+        """Add texts `row` [n] of a half with `mean` [n × d_sae], where they are alike to a column of `against`
+        [d_sae × latents] and `fires` [n × latents] is false."""
+        length = np.sqrt(np.asarray(mean.multiply(mean).sum(axis=1)).ravel())
+        alike = mean @ against
+        alike = (alike - alike.multiply(fires)).tocoo()
+        positive = alike.data > 0
+        at, column = alike.row[positive], alike.col[positive].astype(np.int64)
+        # Rounded, so that the order of sums does not decide between texts that are equally alike.
+        cosine = np.round(alike.data[positive] / length[at], 6)
+        self.near.add(column * HALVES + half, -cosine, row[at])
 
     def _texts(self) -> Iterator[tuple[int, csr_matrix, csr_matrix]]:
         """(first row, means, strengths) of some texts at a time."""
@@ -252,9 +269,10 @@ def _column(matrix: Any, column: int) -> Ints:
     return rows
 
 
-def _centroid(total: csr_matrix, weight: float, corpus: Floats, latent: int) -> csr_matrix:
-    """One centroid [1 × d_sae] from the weighted sum of texts; without entries where nothing can be compared."""
-    value = total.data / weight - corpus[total.indices] if weight else total.data
+def _centroid(total: csr_matrix, weight: float, usual: Floats, latent: int) -> csr_matrix:
+    """One centroid [1 × d_sae] from the weighted sum of texts; without entries where nothing can be compared.
+    `usual` [d_sae]: the mean that is taken off."""
+    value = total.data / weight - usual[total.indices] if weight else total.data
     kept = np.flatnonzero((value > 0) & (total.indices != latent))
     kept = kept[np.lexsort((total.indices[kept], -value[kept]))[:CENTROID_LATENTS]]
     at = (np.zeros(len(kept), np.int64), total.indices[kept])

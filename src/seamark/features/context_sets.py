@@ -7,7 +7,8 @@ drawn from each level and from those where the feature is silent. Tokens are loo
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -53,7 +54,7 @@ class ContextHalf:
 
 @dataclass(frozen=True)
 class FeatureContexts:
-    """Contexts of one feature in two halves; no text is in one half here and in the other for any feature."""
+    """Contexts of one feature in two halves; no prompt and no text is in one here and in the other for any feature."""
 
     sae_id: str
     latent: int
@@ -76,11 +77,12 @@ def context_sets(
     """Contexts of features, chosen by content: neither the order of texts nor their cut into parts changes them.
 
     Texts with equal content count once, as the one whose id comes first. A text's strength is the feature's largest
-    activation over all positions that were read; silent means 0 at all of them. A hash of the content puts each text
-    into a half, and draws within a level and among silent texts. Near misses are the silent texts with the largest
-    cosine > 0 between their mean latents and the centroid of the feature's top texts: of both halves, weighted by
-    strength, less the mean of the corpus, of what is positive then the 128 strongest latents, the feature itself left
-    out (our definition).
+    activation over all positions that were read; silent means 0 at all of them. A hash of the prompt puts each text of
+    a pair into a half, of the content each plain text; a hash of the content draws within a level and among silent
+    texts. Near misses are the silent texts with the largest cosine > 0 between their mean latents and the centroid of
+    the feature's top texts of the same half: weighted by strength, less the mean of the half, of what is positive then
+    the 128 strongest latents, the feature itself left out (our definition). But for Q_f, which is of the whole scan,
+    nothing in one half depends on texts of the other.
 
     Args:
         scan: a finished scan.
@@ -157,8 +159,9 @@ def _read(
             text_id, pair_id, side, group = (about[name] for name in ("text_id", "pair_id", "side", "group"))
             for key, activations in truth.items():
                 found[key, text.row] = Context(
-                    text_id, pair_id, side, group, text.tokens, activations, text.scoring, q[key], text.read
-                )
+                    text_id, pair_id, side, group, text.tokens, activations, text.scoring, q[key], text.read,
+                    about["prompt"] if pair_id is not None else "",
+                )  # fmt: skip
             advance(1)
     return found
 
@@ -186,11 +189,13 @@ def _feature(
     return FeatureContexts(*key, q, reason, explain, simulate)
 
 
-def write_contexts(sets: Mapping[Key, FeatureContexts], path: str | PathLike[str]) -> None:
-    """Write contexts as JSON lines, a line per feature, whole or not at all; `read_contexts` gives back the same."""
+def write_contexts(sets: Mapping[Key, FeatureContexts] | Iterable[FeatureContexts], path: str | PathLike[str]) -> None:
+    """Write contexts as JSON lines, a line per feature, whole or not at all; `read_contexts` gives back the same.
+    Features that come one by one need not be in memory together."""
+    features: Iterable[FeatureContexts] = sets.values() if isinstance(sets, Mapping) else sets
+    lines = (json.dumps(_row(feature), ensure_ascii=False, allow_nan=False) + "\n" for feature in features)
     with disk_errors(Path(path)):
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in map(_row, sets.values()))
-        write_atomic(Path(path), "".join(lines))
+        write_atomic(Path(path), (line.encode("utf-8", "surrogatepass") for line in lines))
 
 
 def _row(feature: FeatureContexts) -> dict[str, Any]:
@@ -199,15 +204,17 @@ def _row(feature: FeatureContexts) -> dict[str, Any]:
 
 def read_contexts(path: str | PathLike[str]) -> dict[Key, FeatureContexts]:
     """Read what `write_contexts` wrote; `FormatError` on anything else, naming file and line."""
-    found = {}
+    return {(feature.sae_id, feature.latent): feature for feature in iter_contexts(path)}
+
+
+def iter_contexts(path: str | PathLike[str]) -> Iterator[FeatureContexts]:
+    """The same, feature by feature: only one is in memory at a time."""
     try:
         with Path(path).open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                feature = _feature_of(line, f"{path}, line {number}")
-                found[feature.sae_id, feature.latent] = feature
+                yield _feature_of(line, f"{path}, line {number}")
     except OSError as e:
         raise FormatError(f"cannot be read ({e.strerror})", where=str(path), fix="Name a file of contexts") from e
-    return found
 
 
 def _feature_of(line: bytes, where: str) -> FeatureContexts:
@@ -227,5 +234,12 @@ def _half(row: dict[str, Any]) -> ContextHalf:
 
 
 def _contexts(rows: Sequence[dict[str, Any]]) -> tuple[Context, ...]:
-    lists = ("tokens", "activations", "scoring", "read")
-    return tuple(Context(**(row | {name: tuple(row[name]) for name in lists})) for row in rows)
+    """Contexts of a file's rows. Equal tokens, and all zeros, are one object in memory: most of them come often."""
+    found = []
+    for row in rows:
+        lists = {
+            "tokens": tuple(map(sys.intern, row["tokens"])), "scoring": tuple(row["scoring"]),
+            "activations": tuple(0.0 if z == 0 else z for z in row["activations"]), "read": tuple(row["read"]),
+        }  # fmt: skip
+        found.append(Context(**(row | lists)))
+    return tuple(found)

@@ -57,6 +57,8 @@ class Context:
     """Q_f, the activation of full strength; None: not available (fewer than 10 firings)."""
     read: tuple[bool, ...] = ()
     """Which tokens were read, so that 0 there is the truth; empty: not told."""
+    prompt: str = ""
+    """Hash of the prompt that a text of a pair answers; empty: a plain text, or not told."""
 
     @property
     def text(self) -> str:
