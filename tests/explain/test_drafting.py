@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema
 import pytest
+from fake_llm import Scripted
 
 from seamark.errors import ConfigError
 from seamark.explain.drafting import BATCH, SCHEMA, draft_contrast_pairs
@@ -16,13 +17,8 @@ def pair(i: int) -> dict[str, str]:
     return {"with": f"How was the election number {i} run?", "without": f"How was the bakery number {i} run?"}
 
 
-class Drafter:
+class Drafter(Scripted):
     """Answers batches with what it is given, through `check`."""
-
-    name = "fake-1"
-
-    def __init__(self, *answers: Mapping[str, Any] | str) -> None:
-        self.answers, self.requests = answers, list[Request]()
 
     def ask_all(
         self, requests: Sequence[Request], check: Check | None = None, *, progress_title: str = ""
