@@ -19,7 +19,7 @@ import seamark.features.scan_texts as texts_module
 from seamark.errors import ConfigError, DataError
 from seamark.features import CONTRAST_SCAN, ConceptMetrics, Scan, ScanConfig, SuiteRanking, concept_metrics, scan
 from seamark.features.concept_bootstrap import resampled
-from seamark.features.concept_hits import concept_hits, curve, exact_curve, find_pairs, integral_of_curve
+from seamark.features.concept_hits import concept_hits, curve, exact_curve, find_pairs, hits_of, integral_of_curve
 from seamark.features.gather import gather
 from seamark.features.suite_ranking import rank_suite
 from seamark.sae import SAEConfig, SparseAutoencoder
@@ -128,7 +128,7 @@ class Dense:
                 both = [(a > 0) & (b == 0), (b > 0) & (a == 0)]
             else:
                 with np.errstate(invalid="ignore"):
-                    both = [(a - b) / q > margin, (b - a) / q > margin]  # NaN is never more
+                    both = [(d / q > margin) & (np.abs(d / q - margin) > 1e-4) for d in (a - b, b - a)]  # NaN: never
             hits.setdefault((pair.domain, pair.concept), []).append(both)
         return cls(*({c: np.mean([h[side] for h in found], axis=0) for c, found in hits.items()} for side in (0, 1)))
 
@@ -198,6 +198,17 @@ def test_margin_in_units_of_q(
     plain = concept_metrics(scanned, pairs, reference=reference, draws=10)
     assert (plain.reference, plain.of(sae_id).without_q) == (None, 0)
     assert plain.of(sae_id).overall.i_cdf != metrics.of(sae_id).overall.i_cdf
+
+
+def test_rounding_is_no_difference() -> None:
+    """What two texts share is not counted at margin 0, whichever way float32 rounds it."""
+    a = csr_matrix([[1.0, 2.0, np.nextafter(np.float32(3), np.float32(4)), 1.0, 0.5]])
+    b = csr_matrix([[np.nextafter(np.float32(1), np.float32(0)), 1.0, 3.0, 1.0, 0.0]])
+    unit = np.asarray([1.0, 0.5, 1.0, 1.0, 0.0])
+    assert hits_of(a, b, unit, 0.0).toarray().tolist() == [[0, 1, 0, 0, 0]]
+    assert hits_of(b, a, unit, 0.0).nnz == 0
+    assert hits_of(a, b, unit, 0.5).nnz == 0, "0.5 does not exceed 0.5"
+    assert hits_of(a, b, unit, 0.4998).toarray().tolist() == [[0, 1, 0, 0, 0]]
 
 
 def test_i_cdf_is_the_integral_of_l0_t(scanned: Scan, pairs: list[ContrastPair]) -> None:

@@ -2,7 +2,8 @@
 
 a_f(q) is the largest activation of latent f over the content tokens of query q (special and template tokens are none),
 in units of Q_f where that matters. A latent *hits* a pair if a(with) > 0 and a(without) = 0 or, given a margin, if
-a(with) − a(without) > margin (Safe-SAIL, arXiv 2509.18127, METHODS §2.2). Everything stays sparse.
+a(with) − a(without) > margin by more than rounding (Safe-SAIL, arXiv 2509.18127, METHODS §2.2). Everything stays
+sparse.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ CONTRAST_SCAN = ScanConfig(positions="tokens", rewards=False)
 """How a scan of contrast pairs reads them: at every content token."""
 ROUNDING = 1e-9
 """Of a count: t · n comes out of floats, and p = 7/20 shall count as reaching t = 0.35."""
+NO_DIFFERENCE = 1e-4
+"""In units of Q_f: two texts that share a prefix give the same activation up to float32 rounding, which depends on what
+else was in the batch. A difference within this of the margin does not exceed it, so that the metric does not count
+rounding."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def concept_hits(
         sums = csr_matrix((np.ones(len(pairs), np.int32), (of_pair[pairs], np.arange(len(pairs)))),
                           shape=(len(concepts), len(pairs)))  # fmt: skip
         for side, (a, b) in enumerate(((with_, without), (without, with_))):
-            hit = _hit(a, b, unit, margin)
+            hit = hits_of(a, b, unit, margin)
             by_pair[pairs, side] = np.diff(hit.indptr)
             totals[side] = (totals[side] + sums @ hit).tocsr()
     n_pairs = np.bincount(of_pair, minlength=len(concepts)).astype(np.int64)
@@ -200,13 +205,13 @@ def _sides(scan: Scan, sae_id: str, rows: Integers) -> Iterator[tuple[Integers, 
             yield split, sides[0], sides[1]
 
 
-def _hit(a: csr_matrix, b: csr_matrix, unit: Floats | None, margin: float | None) -> csr_matrix:
+def hits_of(a: csr_matrix, b: csr_matrix, unit: Floats | None, margin: float | None) -> csr_matrix:
     """1 where a latent fires in `a` and not in `b`, or exceeds `b` by more than the margin: [pairs × d_sae] sparse."""
     if unit is None or margin is None:
         fires = (a > 0).astype(np.int32)
         hit = fires - fires.multiply((b > 0).astype(np.int32))
     else:
-        hit = (((a - b) @ diags(unit)).tocsr() > margin).astype(np.int32)
+        hit = (((a - b) @ diags(unit)).tocsr() > margin + NO_DIFFERENCE).astype(np.int32)
     hit = csr_matrix(hit)
     hit.eliminate_zeros()
     return hit
