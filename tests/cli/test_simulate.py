@@ -14,10 +14,17 @@ from planted_contexts import at_random, on_bigram, on_word, plant
 from seamark.cli import simulate as command
 from seamark.explain.folder import Manifest, Settings, drafts, publish
 from seamark.explain.lexical import explain_lexical
-from seamark.explain.records import Explanation, read_explanations, read_simulations, write_explanations
+from seamark.explain.records import (
+    Explanation,
+    Simulation,
+    read_explanations,
+    read_simulations,
+    write_explanations,
+)
 from seamark.explain.taxonomy import Taxonomy
 from seamark.features.context_choice import ContextConfig
 from seamark.features.context_sets import ContextHalf, FeatureContexts, write_contexts
+from seamark.stats import Estimate
 from tiny import tiny_folder
 from tiny_run import call, the_error
 
@@ -82,6 +89,19 @@ def test_offline(explained: Path, tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_every_score_is_in_one_bin() -> None:
+    """Tenths are no binary numbers: 0.3 is not 0.2 + 0.1."""
+    scores = [i / 100 for i in range(-100, 101)] + [0.7 + 0.1, 0.1 + 0.2, -0.8 + 0.1]
+    found = command.summary([
+        Simulation(sae="s", latent=i, level="segment", method="lexical", correlation=Estimate(value=score, n=9),
+                   accuracy=Estimate.not_available("not asked")) for i, score in enumerate(scores)
+    ])  # fmt: skip
+    bins = found["histogram"]
+    assert sum(bins.values()) == found["scored"] == len(scores)
+    assert (bins["-1.0"], bins["-0.2"], bins["0.2"], bins["0.3"]) == (10, 10, 10, 11)
+    assert bins["0.9"] == 11  # 1 is in the last one
+
+
 def test_the_table(explained: Path, tmp_path: Path) -> None:
     code, out, err = call("simulate", "--explained", explained, "--out", tmp_path, "--level", "token")
     assert code == 0, err
@@ -104,7 +124,7 @@ def test_compare_offline(explained: Path, tmp_path: Path, model: str) -> None:
     assert found["batching"]["batch"] == 8
     assert result["llm"] is None  # until someone runs one
     assert result["llm_command"].startswith("seamark simulate --explained ")
-    assert "--llm NAME" in result["llm_command"]
+    assert "--n-texts 20 --batch 1 --llm NAME" in result["llm_command"]
     code, out, _ = call("simulate", "--explained", explained, "--out", tmp_path, "--compare", "--tokenizer", model)
     assert code == 0
     assert "tokens saved by segments" in " ".join(out.split())
@@ -198,9 +218,31 @@ def test_with_a_language_model(explained: Path, tmp_path: Path, server: Server) 
     assert (found["method"], found["model"]) == ("llm", "tester")
     assert found["segment"]["queries"] == 40 > asked  # features of equal explanations share calls
     assert result["cost"]["rows"][0]["stage"] == "simulate"
-    assert not any("lexical" in note for note in result["notes"])
+    assert any("of these explanations are lexical" in note for note in result["notes"])
+    assert found["note"] in result["notes"]
     run(*words, "--level", "token")
     assert server.stats.requests == 2 * asked  # all of it was in the cache
+
+
+def test_a_language_model_needs_no_tokenizer(explained: Path, tmp_path: Path, server: Server) -> None:
+    """A scan names a model's folder by its last part, which says nothing about where it lies; others may be gone."""
+    for name in ("contexts.jsonl", "explanations.jsonl"):
+        (tmp_path / name).write_bytes((explained / name).read_bytes())
+    (tmp_path / "scan").mkdir()
+    whole(tmp_path)
+    words = ("--explained", tmp_path, "--out", tmp_path / "out", "--compare", "--n-texts", "10")
+    (tmp_path / "scan" / "scan.json").write_text(json.dumps({"model_name": "gpt2"}))
+    told = the_error(*call("simulate", *words))
+    assert "--tokenizer: nothing says whose tokenizer counts" in told
+    (tmp_path / "scan" / "scan.json").write_text(json.dumps({"model_name": "./gone"}))
+    told = the_error(*call("simulate", *words))
+    assert "--tokenizer: the tokenizer of the scanned model './gone' cannot be loaded" in told
+    found = run(*words, "--llm", "tester", "--base-url", server.url)["comparison"]
+    assert found["measured"]
+    assert (found["tokenizer"], found["batching"]) == (None, None)
+    assert "./none" in the_error(
+        *call("simulate", *words, "--llm", "m", "--base-url", server.url, "--tokenizer", "./none")
+    )
 
 
 def test_bad_input(explained: Path, tmp_path: Path, model: str) -> None:

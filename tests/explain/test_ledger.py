@@ -16,6 +16,7 @@ from seamark.explain.answers import AnswerCache, Stored, open_session
 from seamark.explain.ledger import Call, Ledger, Limits, Verdict, begin, settle, settle_answered
 from seamark.explain.llm import LLM, LLMConfig, Request
 from seamark.explain.prices import NANO, Price, PriceTable
+from seamark.explain.totals import price_late
 
 PRICES = PriceTable(currency="EUR", prices=(Price(model="*", input=INPUT, output=OUTPUT),))
 
@@ -303,6 +304,15 @@ def test_a_budget_in_money_refuses_money_of_another_currency(cache: AnswerCache)
         assert "another currency" in euro.estimate(requests(4)).spent_reason
 
 
+def test_the_cost_of_an_answer_is_in_the_table_s_currency_or_not_known(cache: AnswerCache) -> None:
+    with Server() as server:
+        assert sum(a.cost or 0 for a in llm_for(server, cache, in_currency("USD")).ask_all(requests(3))) > 0
+        assert [a.cost for a in llm_for(server, cache).ask_all(requests(3))] == [None] * 3
+        free = PriceTable(currency="USD", prices=(Price(model="*", input=0, output=0),))  # type: ignore[arg-type]
+        llm_for(server, cache, free).ask_all(requests(3, "simulate"))
+        assert [a.cost for a in llm_for(server, cache).ask_all(requests(3, "simulate"))] == [0.0] * 3
+
+
 def test_calls_without_a_price_are_not_free(cache: AnswerCache) -> None:
     other = PriceTable(currency="EUR", prices=(Price(model="second", input=INPUT, output=OUTPUT),))
     with Server(lambda s: "no-usage" if s.n == 0 else "ok") as server:
@@ -347,3 +357,30 @@ def test_calls_get_the_price_that_becomes_known(cache: AnswerCache) -> None:
         more, paid = llm_for(server, cache, budget=known + 5), server.stats.money
         more.ask_all(requests(14)[2:])
         assert more._ledger.spent() == pytest.approx(known + server.stats.money - paid)
+
+
+def test_calls_of_a_process_that_died_get_the_price_that_becomes_known(cache: AnswerCache) -> None:
+    """Else nobody knew what the run has spent, and the budget would be refused until something else looks."""
+    session = cache.transact([lambda c: open_session(c, "a", "m", "http://h/", 60.0)], durable=False)[0]
+    for key in ("1", "2"):
+        cache.transact([lambda c, key=key: begin(c, call(session, key, nanos=None), Limits())], durable=False)
+    cache.transact([lambda c: c.execute("UPDATE sessions SET born = 0")], durable=False)  # another process had the pid
+    with Server() as server:
+        llm = llm_for(server, cache, budget=1000.0)
+        assert all(a.data for a in llm.ask_all(requests(3)))
+        spent = llm._ledger.spent()
+        assert spent is not None
+        assert spent > server.stats.money  # what was in flight counts as the most it can have cost
+    assert cache.select("SELECT state, held_nanos > 0 FROM calls WHERE model = 'm'") == [("lost", 1)] * 2
+
+
+def test_an_answer_that_comes_after_its_call_was_given_up_and_priced_is_not_free(cache: AnswerCache) -> None:
+    """Its asker has no price table; the process that gave it up has one, and holds the most it can cost."""
+    session = cache.transact([lambda c: open_session(c, "a", "m", "http://h/", 60.0)], durable=False)[0]
+    number = cache.transact([lambda c: begin(c, call(session, nanos=None), Limits())], durable=False)[0]
+    late = Stored("k", {}, 30, 20, True, None, "EUR", 0.1, "", 64)
+    cache.transact([lambda c: settle(c, number, "lost", "given up"), lambda c: price_late(c, "a", PRICES),
+                    lambda c: settle_answered(c, number, late)], durable=False)  # fmt: skip
+    most = PRICES.price("m").worst_nanos(100, 0)  # type: ignore[union-attr]
+    assert cache.select("SELECT nanos, tokens, maybe_nanos, maybe_tokens FROM totals") == [(0, 0, most, 100)]
+    assert Ledger(cache, PRICES, "a").spent() == most / NANO

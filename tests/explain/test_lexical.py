@@ -236,6 +236,29 @@ def test_counts_say_what_each_entry_decides() -> None:
     assert entries[-1].fires == 0
 
 
+def test_what_more_specific_entries_leave_of_another_falls_to_the_less_specific() -> None:
+    """It fires on "day" now and then, on "the/our/old election day" always, on "of election day" never: "election day"
+    is found before its three cases, which leave only silent tokens of it. "day" tells those, as in simulation."""
+    rng = random.Random(2)
+    texts, others = [], list[float]()
+    for i in range(240):
+        words, levels, kind = [rng.choice(NOUNS) for _ in range(10)], [0.0] * 10, i % 20
+        if kind < 8:
+            words[3:6], levels[5] = [rng.choice(["the", "our", "old"]), "election", "day"], 10.0
+        elif kind < 12:
+            words[3:6] = [rng.choice(["of", "and", "under", "before"]), "election", "day"]
+        elif kind < 19:
+            words[4], levels[4] = "day", 6.0 * (i % 2)
+        others += [level for word, level in zip(words, levels, strict=True) if word == "day" and level < 10]
+        texts.append(context(f"t{i}", [f" {w}" for w in words], levels))
+    entries = learn_lexicon(texts)
+    assert sorted(len(e.ngram) for e in entries) == [1, 1, 3, 3, 3]
+    day = next(e for e in entries if e.ngram == ("day",))
+    assert (day.seen, day.fires) == (len(others), sum(level > 0 for level in others))
+    assert day.weight == pytest.approx(sum(others) / (len(others) + 1), abs=1e-6)
+    assert sum(e.seen for e in entries) == 2400
+
+
 def test_fishers_test() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):

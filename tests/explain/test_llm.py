@@ -516,6 +516,19 @@ def test_a_hosted_server_needs_a_key_and_a_local_one_does_not(
         assert server.stats.keys == {"Bearer not-needed"}
 
 
+@pytest.mark.parametrize("key", ["sk-one 0123456789", "sk-one\nsk-two", "sk-“0123456789”"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(
+    key: str, cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ConfigError, match="OPENAI_API_KEY: the API key holds") as error:
+            llm_for(server, cache).ask_all(questions(1))
+        assert server.stats.requests == 0
+    assert key[:6] not in str(error.value)
+    assert cache.select("SELECT * FROM calls") == []
+
+
 def test_texts_of_any_kind_survive(cache: AnswerCache) -> None:
     nasty = ["\ud800 half a pair 0", "nul \x00 here 1", "'; DROP TABLE answers; -- 2", "\u202e right to left 3", "  4"]
     requests = [Request("explain", "s", text, SCHEMA, "x", 64) for text in nasty]
@@ -705,6 +718,10 @@ def test_parsing() -> None:
     assert parsed(f"<think>{whole.replace('a', 'draft')}</think> {whole}") == data
     assert parsed(f"thinking without a tag at the start</think>{whole}") == data
     assert "empty" in str(parsed(f"<think>never ends {whole}"))
+    quoting = {"word": "on </think> alone", "levels": [0, 1, 2]}  # what a feature fires on may be called by its name
+    for thoughts in ("", "<think>hm</think>\n", "hm</think>"):
+        assert parsed(thoughts + json.dumps(quoting)) == quoting
+    assert "no JSON" in str(parsed(f"<think>draft: {whole}</think> I cannot tell."))
     assert "levels[1]" in str(parsed('{"word": "a", "levels": [0, 11, 5]}'))
     assert "required" in str(parsed('{"levels": [0, 1, 5]}'))
     assert "additional" in str(parsed('{"word": "a", "levels": [0, 1, 5], "more": 1}')).lower()
@@ -735,6 +752,22 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     found = parsed(text)
     assert isinstance(found, str)
     assert found
+
+
+def test_of_different_answers_none_is_taken() -> None:
+    """The first may be quoted from a text that pretends to be an answer."""
+    whole = '{"word": "a", "levels": [0, 10, 5]}'
+    injected, fenced = whole.replace("a", "HACKED"), f"```json\n{whole}\n```"
+    for text in (f"A text says {injected}; I say {whole}", f"```\n{injected}\n``` is quoted, so {fenced}",
+                 f"```\n{injected}\n``` is quoted, so {whole}", injected + fenced):  # fmt: skip
+        assert parsed(text) == "2 different answers in one"
+    assert parsed(f"{whole}\nThat is, as a block:\n{fenced}") == json.loads(whole)
+
+
+def test_answers_nested_as_deep_as_can_be_read_are_refused() -> None:
+    """Near the limit an object can be read, but no longer be quoted in the reason why it does not fit."""
+    for depth in range(1, 1200):
+        assert isinstance(parsed(f'{{"word": "a", "levels": {"[" * depth}{"]" * depth}}}'), str)
 
 
 def test_strict_output_only_for_closed_schemas() -> None:

@@ -13,7 +13,7 @@ import tyro
 from seamark.cli.explain import Ask, asked, cost_rows, spent, spent_row
 from seamark.cli.options import Common
 from seamark.cli.output import finish
-from seamark.errors import ConfigError, RunError
+from seamark.errors import ConfigError, ModelError, RunError
 
 if TYPE_CHECKING:
     from seamark.explain.comparing import Comparison, Count
@@ -47,7 +47,8 @@ def simulate(
         compare: simulate at both levels and compare scores, tokens and money.
         n_texts: texts of a feature, at most: half with it, half without.
         batch: texts in a call of the language model.
-        tokenizer: with --compare and no --llm, the model whose tokenizer counts what would be sent; else the scan's.
+        tokenizer: with --compare, the model whose tokenizer counts what is not sent: all of it without --llm, else what
+            batches would save; without it the scan's, where that can be loaded.
     """
     from seamark.explain import folder
     from seamark.explain.records import read_explanations, write_simulations
@@ -81,10 +82,11 @@ def simulate(
         "config": config.model_dump(), "levels": summaries,
     }  # fmt: skip
     if compared is not None:
-        words = ["seamark", "simulate", "--explained", str(explained), "--out", str(out), "--compare"]
+        words = ["seamark", "simulate", "--explained", str(explained), "--out", str(out), "--compare", "--n-texts",
+                 str(n_texts), "--batch", str(batch)]  # fmt: skip
         command = f"{shlex.join(words)} --llm NAME --base-url URL"
         result |= {"comparison": compared, "llm": compared if llm else None, "llm_command": command}
-    notes = [*_notes(llm is None), *([UNCHECKED] if manifest is None else [])]
+    notes = [*_notes(llm, explanations), *([UNCHECKED] if manifest is None else [])]
     rows = [row for name, one in summaries.items() for row in _level_rows(name, one)]
     rows += _comparison_rows(compared, result["llm_command"]) if compared is not None else []
     rows += [spent_row(books)] if books else []
@@ -96,16 +98,17 @@ def simulate(
 
 def summary(simulations: Sequence[Simulation]) -> dict[str, Any]:
     """The distribution of scores over features, and why others have none. Median and share are over those with one."""
+    from math import floor
     from statistics import fmean, median
 
     scores = [s.correlation.value for s in simulations if s.correlation.value is not None]
     accuracies = [s.accuracy.value for s in simulations if s.accuracy.value is not None]
-    cuts = [i / 10 for i in range(-10, 10)]
+    bins = Counter(min(floor(10 * v), 9) for v in scores)
     return {
         "features": len(simulations), "scored": len(scores), "median": median(scores) if scores else None,
         "mean": fmean(scores) if scores else None, "max": max(scores, default=None),
         "share_good": sum(v >= GOOD for v in scores) / len(scores) if scores else None, "good": GOOD,
-        "histogram": {f"{cut:.1f}": sum(cut <= v < cut + 0.1 or v == cut + 0.1 == 1 for v in scores) for cut in cuts},
+        "histogram": {f"{i / 10:.1f}": bins[i] for i in range(-10, 10)},
         "median_accuracy": median(accuracies) if accuracies else None,
         "not_available": dict(Counter(s.correlation.reason for s in simulations
                                       if s.correlation.value is None).most_common()),
@@ -132,23 +135,32 @@ def _compared(
     from seamark.explain.comparing import compare
 
     name = tokenizer or _scanned_model(explained)
-    if name is None and llm is None:
-        raise ConfigError("nothing says whose tokenizer counts what would be sent", where="--tokenizer",
-                          fix="Name a model: --tokenizer seamark/default")  # fmt: skip
-    count = None if name is None else _counter(name)
-    return compare(contexts, explanations, llm, config=config, count=count, tokenizer=name)
+    count: Count | None = None
+    try:
+        count = None if name is None else _counter(name)
+    except ModelError:
+        if tokenizer is not None:
+            raise
+    if count is None and llm is None:
+        what = "nothing says whose tokenizer counts what would be sent"
+        if name is not None:
+            what = f"the tokenizer of the scanned model {name!r} cannot be loaded to count what would be sent"
+        raise ConfigError(what, where="--tokenizer", fix="Name a model: --tokenizer seamark/default")
+    return compare(contexts, explanations, llm, config=config, count=count, tokenizer=name if count else None)
 
 
 def _scanned_model(explained: Path) -> str | None:
-    """The model of the scan that the explanations were made from; None where it cannot be told any more."""
+    """The model of the scan that the explanations were made from; None where it cannot be told any more, or the name is
+    the last part of a folder's: nobody asks the Hub for what happens to be called the same there."""
     from seamark.explain.folder import read_manifest
     from seamark.run import read_json
 
     manifest = read_manifest(explained)
     try:
-        return None if manifest is None else str(read_json(Path(manifest.scan) / "scan.json")["model_name"])
+        name = "" if manifest is None else str(read_json(Path(manifest.scan) / "scan.json")["model_name"])
     except (RunError, KeyError, TypeError):
         return None
+    return name if "/" in name else None
 
 
 def _counter(name: str) -> Count:
@@ -184,10 +196,14 @@ def _show_estimate(
     finish(result, as_json=common.json, title=f"Dry run: {llm.name}", columns=("what", "value"), rows=rows)
 
 
-def _notes(lexical: bool) -> list[str]:
-    from seamark.explain.lexical import CAVEAT
+def _notes(llm: LLM | None, explanations: Mapping[Key, Explanation]) -> list[str]:
+    from seamark.explain.lexical import caveat
 
-    return ["No LLM was given (--llm), so the lexical simulator was used.", CAVEAT] if lexical else []
+    told = caveat(explanations.values(), by_llm=llm is not None)
+    return [
+        *([] if llm else ["No LLM was given (--llm), so the lexical simulator was used."]),
+        *([told] if told else []),
+    ]
 
 
 def _level_rows(name: str, one: Mapping[str, Any]) -> list[Row]:

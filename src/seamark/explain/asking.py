@@ -129,7 +129,7 @@ class Asking:
         past: Past = await self._commits.do(
             lambda c: Past.of(request, self._model, self._config, lambda key: find_all(c, key))
         )
-        tally = Tally(request, check)
+        tally = Tally(request, check, self._books.currency)
         for question, stored in past.answers():
             self._hits.append(Hit(question.stage, stored))
             if (good := tally.read(question, stored)) is not None:

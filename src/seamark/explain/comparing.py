@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import spearmanr
 
-from seamark.explain.lexical import CAVEAT, LexicalSimulator
+from seamark.explain.lexical import LexicalSimulator, caveat
 from seamark.explain.llm import LLM
 from seamark.explain.querying import PROMPT, answer_text, queries, units
 from seamark.explain.records import Explanation, Key, Level, Method, Simulation
@@ -153,7 +153,7 @@ def compare(
         spearman=rank_correlation(both), segment=totals["segment"], token=totals["token"],
         token_saving=_saving(usage, lambda used: used.tokens, "tokens were not counted"),
         cost_saving=_saving(usage if llm else None, lambda used: used.cost, "nothing was sent"),
-        batching=_batching(found, config, count, counted), note=CAVEAT if llm is None else "",
+        batching=_batching(found, config, count, counted), note=caveat(explanations.values(), by_llm=llm is not None),
     )  # fmt: skip
     return comparison, [s for level in LEVELS for s in by_level[level]]
 

@@ -94,13 +94,13 @@ def begin(connection: sqlite3.Connection, call: Call, limits: Limits) -> Stored 
 
 
 def settle_answered(connection: sqlite3.Connection, number: int, answer: Stored) -> None:
-    """The call brought an answer: what was held becomes what it cost. Uncounted tokens leave the hold as it was."""
+    """The call brought an answer: what was held becomes what it cost. Uncounted tokens leave the hold as it was, and so
+    does a cost that the asker does not know, where another process has given the call a price since (`price_late`)."""
     run, currency, held_tokens, held_nanos = _release(connection, number)
-    tokens = answer.tokens_in + answer.tokens_out
-    if answer.counted:
-        add(connection, run, currency, "", tokens, answer.nanos or 0)
+    if answer.counted and (answer.nanos is not None or held_nanos is None):
+        add(connection, run, currency, "", answer.tokens_in + answer.tokens_out, answer.nanos or 0)
     else:
-        add(connection, run, currency, "maybe", held_tokens, held_nanos)
+        add(connection, run, currency, "maybe", held_tokens, held_nanos or 0)
     connection.execute(
         "UPDATE calls SET state = 'answered', reason = ?, seconds = ?, tokens_in = ?, tokens_out = ?, nanos = ?,"
         " counted = ? WHERE id = ?",
@@ -122,7 +122,7 @@ def settle(
         connection.execute("DELETE FROM calls WHERE id = ?", (number,))
         return
     if state == "lost":
-        add(connection, run, currency, "maybe", held_tokens, held_nanos)
+        add(connection, run, currency, "maybe", held_tokens, held_nanos or 0)
     connection.execute("UPDATE calls SET state = ?, reason = ? WHERE id = ?", (state, reason, number))
 
 
@@ -194,13 +194,13 @@ def _fits(connection: sqlite3.Connection, call: Call, limits: Limits, *, held: b
     return money_fits and (limits.tokens is None or tokens + call.held_tokens <= limits.tokens)
 
 
-def _release(connection: sqlite3.Connection, number: int) -> tuple[str, str, int, int]:
-    """Give back what a call holds; returns its run, currency, tokens and money held."""
+def _release(connection: sqlite3.Connection, number: int) -> tuple[str, str, int, int | None]:
+    """Give back what a call holds; returns its run, currency, tokens and money held (None: its price is not known)."""
     run, currency, tokens, nanos, state = connection.execute(
-        "SELECT run, currency, held_tokens, coalesce(held_nanos, 0), state FROM calls WHERE id = ?", (number,)
+        "SELECT run, currency, held_tokens, held_nanos, state FROM calls WHERE id = ?", (number,)
     ).fetchone()
     # Another process may have given this call up as lost, and the answer came all the same.
-    add(connection, run, currency, "maybe" if state == "lost" else "held", -tokens, -nanos)
+    add(connection, run, currency, "maybe" if state == "lost" else "held", -tokens, -(nanos or 0))
     return run, currency, tokens, nanos
 
 

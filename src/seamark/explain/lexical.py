@@ -7,7 +7,7 @@ follows words, not how well a language model would explain it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from seamark.errors import DataError
 from seamark.explain.lexicon import ANY, Pattern, learn_lexicon, specificity, split_pattern
@@ -25,6 +25,11 @@ CAVEAT = (
     "it."
 )
 """Stands wherever such scores are shown."""
+MIXED = (
+    "{} of these explanations are lexical: their scores tell how far a feature follows words, whoever simulates them, "
+    "not how well a language model would explain it."
+)
+"""Stands there where a language model simulates lexical explanations."""
 TAG_SHARE = 0.25
 """Share of the lexicon's firings that entries with a tag's keywords must have."""
 MAX_TAGS = 3
@@ -67,6 +72,12 @@ def explain_lexical(contexts: FeatureContexts, taxonomy: Taxonomy, *, rating: Ra
         "text": _sentence(lexicon), "lexicon": tuple(lexicon), "tags": tuple(_tags(lexicon, taxonomy)),
         "rating": rating.rating if rating else None, "rating_reason": rating.why if rating else NO_RATING,
     })  # fmt: skip
+
+
+def caveat(explanations: Iterable[Explanation], *, by_llm: bool) -> str:
+    """What must be said beside scores of these explanations; empty where a language model did both."""
+    n = sum(e.method == "lexical" and not e.failed for e in explanations)
+    return CAVEAT if not by_llm else MIXED.format(f"{n:,}") if n else ""
 
 
 class LexicalSimulator:

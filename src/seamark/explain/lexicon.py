@@ -72,19 +72,25 @@ def learn_lexicon(contexts: Sequence[Context]) -> list[LexiconEntry]:
     if not len(tokens.level):
         return []
     chosen = _choose(tokens, _candidates(tokens))
-    owner = np.full(len(tokens.level), -1)
+    while True:
+        owner = _owners(len(tokens.level), chosen)
+        others, mine = tokens.level[owner == -1], [tokens.level[owner == i] for i in range(len(chosen))]
+        base = float(others.mean()) if len(others) else 0.0
+        worth = [float(level.sum()) > base * len(level) for level in mine]
+        if all(worth):
+            break
+        # More specific entries have taken what made the others worth having: what is left of them falls to the rest.
+        chosen = [candidate for candidate, good in zip(chosen, worth, strict=True) if good]
+    entries = [_entry(c.pattern, level, _shrunk(level, base)) for c, level in zip(chosen, mine, strict=True)]
+    return [*entries, _entry(ANY, others, base)]
+
+
+def _owners(n: int, chosen: Sequence[_Candidate]) -> Ints:
+    """Which candidate decides each of `n` tokens: the most specific, of equals the first; −1: none."""
+    owner = np.full(n, -1)
     for i in sorted(range(len(chosen)), key=lambda i: (specificity(chosen[i].pattern), -i)):
         owner[chosen[i].tokens] = i
-    others = tokens.level[owner == -1]
-    base = float(others.mean()) if len(others) else 0.0
-    entries = []
-    for i, candidate in enumerate(chosen):
-        mine = tokens.level[owner == i]
-        if float(mine.sum()) > base * len(mine):  # more specific entries may have taken what made it worth having
-            entries.append(_entry(candidate.pattern, mine, _shrunk(mine, base)))
-        else:
-            owner[owner == i] = -1
-    return [*entries, _entry(ANY, tokens.level[owner == -1], base)]
+    return owner
 
 
 def _entry(pattern: Pattern, level: Floats, weight: float) -> LexiconEntry:

@@ -25,7 +25,7 @@ from seamark.errors import ConfigError
 from seamark.explain.answers import AnswerCache, open_session
 from seamark.explain.asking import Asking, Books, Forms
 from seamark.explain.estimates import CostEstimate, plus
-from seamark.explain.ledger import BudgetError, Ledger, Limits
+from seamark.explain.ledger import BudgetError, Ledger, Limits, reap
 from seamark.explain.past import Check, Past, Tally
 from seamark.explain.prices import NANO
 from seamark.explain.questions import BYTES_PER_TOKEN, Answer, LLMConfig, Question, Request
@@ -106,8 +106,9 @@ class LLM:
             # A call waits at most a time-out for its slot, and another one for its answer.
             longest_s = 2 * config.timeout_s + 60
             run, prices = self._ledger.run, self._ledger.prices
+            # Calls that were in flight when their process died have ended: only then do they get a price.
             self._session = self._cache.transact(
-                [lambda c: open_session(c, run, self.name, self._server, longest_s),
+                [lambda c: open_session(c, run, self.name, self._server, longest_s), reap,
                  lambda c: price_late(c, run, prices)], durable=False,
             )[0]  # fmt: skip
         limits = Limits(
@@ -155,7 +156,7 @@ class LLM:
     def _open(self, request: Request, check: Check | None) -> tuple[Question, int] | None:
         """The next try of a request and how many there may be; None where the cache decides it."""
         past = Past.of(request, self.name, self.config, self._cache.get)
-        tally = Tally(request, check)
+        tally = Tally(request, check, self._ledger.prices.currency)
         if any(tally.read(question, stored) is not None for question, stored in past.answers()):
             return None
         tries = past.open_tries(past.start())

@@ -18,9 +18,10 @@ MAX_CANDIDATES = 64
 MIN_ECHO = 40
 """Characters from which on a repeated text counts as an echo; shorter ones may well be the answer."""
 
-_THOUGHTS = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = tuple(re.compile(rf"^{any_text}</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+                  for any_text in (".*", ".*?"))  # fmt: skip
+"""Up to the last end of thoughts, and up to the first."""
 _OPEN_THOUGHT = re.compile(r"^\s*<(?:think|thinking|reasoning)>", re.IGNORECASE)
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,20 @@ def parse_reply(reply: Reply, schema: Mapping[str, Any], prompts: tuple[str, ...
 
 
 def _from_text(text: str, schema: Mapping[str, Any], prompts: tuple[str, ...]) -> dict[str, Any] | str:
-    why = ""
+    """The one object that fits. Of several different ones none is taken: the first may be quoted from the data."""
+    why, fit = "", list[dict[str, Any]]()
     for found in _objects(text):
         misfits = misfit(found, schema)
-        if not misfits:
-            if _repeats("\n".join(_strings(found)), prompts, whole_only=True):
-                return "echo: the answer repeats the prompt"
-            return _clean(found)
         why = why or misfits
-    return f"does not fit the schema: {why}" if why else f"no JSON object: {short(text, 80)}"
+        if not misfits and found not in fit:
+            fit.append(found)
+    if len(fit) > 1:
+        return f"{len(fit)} different answers in one"
+    if not fit:
+        return f"does not fit the schema: {why}" if why else f"no JSON object: {short(text, 80)}"
+    if _repeats("\n".join(_strings(fit[0])), prompts, whole_only=True):
+        return "echo: the answer repeats the prompt"
+    return _clean(fit[0])
 
 
 def _from_thoughts(reply: Reply, schema: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -115,7 +121,10 @@ def misfit(value: Any, schema: Mapping[str, Any]) -> str:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    error = best_match(Draft202012Validator(schema).iter_errors(value))
+    try:
+        error = best_match(Draft202012Validator(schema).iter_errors(value))
+    except RecursionError:  # its message would hold what was nested
+        return "nested too deeply"
     if error is None:
         return ""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
@@ -151,7 +160,11 @@ def _count(value: Any) -> int | None:
 
 
 def _without_thoughts(text: str) -> str:
-    text = _THOUGHTS.sub("", text, count=1)
+    """What comes behind the thoughts. An answer may quote their end: it does where nothing like one is behind that."""
+    if isinstance(_loads(text), dict):
+        return text.strip()
+    behind = [pattern.sub("", text, count=1) for pattern in _THOUGHTS]
+    text = next((rest for rest in behind if "{" in rest), behind[0])
     return "" if _OPEN_THOUGHT.match(text) else text.strip()
 
 
@@ -168,12 +181,11 @@ def _no_constant(name: str) -> Any:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Objects in the order they are tried: the text itself, fenced blocks, then whatever begins with a brace."""
-    for whole in (text, *_FENCE.findall(text)):
-        found = _loads(whole)
-        if isinstance(found, dict):
-            yield found
-            return
+    """The text itself where it is an object, else whatever in it begins with a brace, in fenced blocks or not."""
+    whole = _loads(text)
+    if isinstance(whole, dict):
+        yield whole
+        return
     decoder = json.JSONDecoder(parse_constant=_no_constant)
     at, looked = text.find("{"), 0
     while at >= 0 and looked < MAX_CANDIDATES:

@@ -65,10 +65,11 @@ class Past:
 
 
 class Tally:
-    """The answers to one request as they are read: the first usable one, and what all of them took."""
+    """The answers to one request as they are read: the first usable one, and what all of them took. What was paid in
+    another currency is not known in `currency`."""
 
-    def __init__(self, request: Request, check: Check | None) -> None:
-        self._request, self._check = request, check
+    def __init__(self, request: Request, check: Check | None, currency: str) -> None:
+        self._request, self._check, self._currency = request, check, currency
         self._n = self._tokens_in = self._tokens_out = 0
         self._nanos: int | None = 0
         self._text = self._why = ""
@@ -81,7 +82,8 @@ class Tally:
         self._n += 1
         self._cached = self._cached and cached
         self._tokens_in, self._tokens_out = self._tokens_in + stored.tokens_in, self._tokens_out + stored.tokens_out
-        self._nanos = None if self._nanos is None or stored.nanos is None else self._nanos + stored.nanos
+        nanos = stored.nanos if stored.currency == self._currency or not stored.nanos else None
+        self._nanos = None if self._nanos is None or nanos is None else self._nanos + nanos
         self._text, data = question.read(stored.response) if fresh is None else fresh
         if isinstance(data, str):
             self._why = data

@@ -57,7 +57,7 @@ class Answer:
     tokens_in: int = 0
     tokens_out: int = 0
     cost: float | None = None
-    """Money in the price table's currency; None: not known."""
+    """Money in the price table's currency; None: not known, or paid in another."""
     cached: bool = False
     """Everything came from the cache: nothing was paid now."""
 

@@ -139,7 +139,7 @@ class Transport:
         sends: False: nothing is to be sent, so no key is needed.
 
     Raises:
-        ConfigError: OpenAI's own server, and no key in the environment.
+        ConfigError: OpenAI's own server, and no key in the environment; a key that no request can carry.
     """
 
     def __init__(self, config: LLMConfig, *, sends: bool = True) -> None:
@@ -149,6 +149,10 @@ class Transport:
         if sends and not self._key and self.server == server_name(DEFAULT_URL):
             fix = f"export {config.api_key_env}=…, or give the address of a server of your own"
             raise ConfigError(f"no API key: the environment variable {config.api_key_env} is not set", fix=fix)
+        if sends and not all("!" <= c <= "~" for c in self._key):
+            # Refused here: the client's own error would quote it.
+            raise ConfigError("the API key holds spaces, line breaks or characters that are not ASCII",
+                              where=config.api_key_env, fix="Set it again, to the key alone")  # fmt: skip
         self._client: AsyncOpenAI | None = None
 
     def __repr__(self) -> str:
