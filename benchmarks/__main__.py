@@ -2,7 +2,7 @@
 
 `sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
 `--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`; `explain`
-`--stage a,b`, `--features N`, `--trial`.
+`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
+from benchmarks import atlas, demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "reward": reward.run, "demo": demo.run, "scan": scan.run,
-    "explain": explain.run,
+    "explain": explain.run, "atlas": atlas.run,
     **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seamark.atlas import Atlas
     from seamark.audit import denoise, inject_noise, poison, score_pairs, undo
     from seamark.errors import SeamarkError
     from seamark.explain import explain_features, simulate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from seamark.text import Pairs, PreferencePair, demo_pairs, read_pairs
 
 _HOMES = {
+    "Atlas": "atlas",
     "FeatureSet": "features",
     "LanguageModel": "model",
     "Pairs": "text",
@@ -46,6 +48,7 @@ _HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "Atlas",
     "FeatureSet",
     "LanguageModel",
     "Pairs",

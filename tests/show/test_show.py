@@ -158,3 +158,14 @@ def test_terminal_tables() -> None:
     assert "Poisoning [bold]␛[31m" in text
     assert "not available: no pairs" in text
     assert "\x07" not in text
+
+
+def test_what_becomes_text_only_when_printed_is_made_visible_too() -> None:
+    class Tag:
+        def __str__(self) -> str:
+            return "a\u202eb<i>"
+
+    made = environment().from_string('{{ tag }} {{ texts|join("<,>") }} {{ n }} {{ nothing }}')
+    shown = made.render(tag=Tag(), texts=["x\u202ey", Tag(), 3, None, "<b>"], n=1.5, nothing=None)
+    bidi = "⟦U+202E⟧"
+    assert shown == f"a{bidi}b&lt;i&gt; x{bidi}y&lt;,&gt;a{bidi}b&lt;i&gt;&lt;,&gt;3&lt;,&gt;–&lt;,&gt;&lt;b&gt; 1.5 –"

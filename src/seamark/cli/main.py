@@ -9,7 +9,22 @@ from typing import Any
 
 import tyro
 
-from seamark.cli import audits, concepts, explain, models, ratings, recipes, saes, saes_eval, scans, simulate
+from seamark.cli import (
+    atlas,
+    atlas_files,
+    audits,
+    concepts,
+    explain,
+    inspect,
+    models,
+    ratings,
+    recipes,
+    saes,
+    saes_eval,
+    scans,
+    serve,
+    simulate,
+)
 from seamark.errors import SeamarkError
 from seamark.run import disk_errors
 
@@ -31,6 +46,14 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "simulate": simulate.simulate,
     "ratings export": ratings.ratings_export,
     "ratings import": ratings.ratings_import,
+    "atlas build": atlas.atlas_build,
+    "atlas import": atlas_files.atlas_import,
+    "atlas export": atlas_files.atlas_export,
+    "atlas landscape": atlas.atlas_landscape,
+    "atlas search": atlas.atlas_search,
+    "atlas info": atlas.atlas_info,
+    "inspect": inspect.inspect,
+    "serve": serve.serve,
     "audit score": audits.score,
     "audit poison": audits.poison,
     "audit denoise": audits.denoise,

@@ -8,11 +8,12 @@ shown as marks. Pages carry a policy that forbids scripts and the network.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from seamark.show import numbers
 
@@ -79,6 +80,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     env.filters |= {
+        "join": _join,
         "cut": cut,
         "percent": numbers.percent,
         "points": numbers.points,
@@ -95,6 +97,13 @@ def environment() -> jinja2.Environment:
 
 
 def _finalize(value: Any) -> Any:
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return visible(value)
-    return "–" if value is None else value
+    """What a template prints: texts made visible, and so are values that only become texts by being printed."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, Markup | int | float | jinja2.Undefined) else visible(str(value))
+
+
+def _join(values: Iterable[Any], between: str = "", attribute: str | None = None) -> Markup:
+    """Jinja's `join`, whose result is never looked at by `_finalize`: each value is, before it is joined."""
+    items = (getattr(value, attribute) for value in values) if attribute else values
+    return Markup(escape(between)).join(_finalize(item) for item in items)  # noqa: S704 - escapes what is no Markup

@@ -58,6 +58,7 @@ def token_view(
     unit_name: str = "Q",
     ends: Sequence[int] | None = None,
     max_tokens: int = MAX_TOKENS,
+    merge: bool = True,
 ) -> TokenView:
     """What is shown of a text.
 
@@ -68,6 +69,7 @@ def token_view(
         unit_name: what the unit is called in titles ("0.50 of Q").
         ends: where values were read at clause ends only, those token positions: each clause takes its end's shade.
         max_tokens: texts with more are shown as a window around their strongest token.
+        merge: join neighbours that look the same; else every token has a span of its own.
     """
     if len(tokens) != len(values):
         raise ValueError(f"{len(tokens)} tokens but {len(values)} values")
@@ -79,7 +81,10 @@ def token_view(
     spans: list[Span] = []
     for token, value in zip(tokens[first:last], shown[first:last], strict=True):
         span = _span(cut(token, MAX_TOKEN_CHARS), value, full, unit_name if unit else "")
-        spans = _merged(spans, span)
+        if merge:
+            spans = _merged(spans, span)
+        else:
+            spans.append(span)
     return TokenView(tuple(spans), first, len(tokens) - last)
 
 

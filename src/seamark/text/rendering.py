@@ -18,6 +18,7 @@ from seamark.text.templates import (
     chat_renderer,
     control_pattern,
     lay_out,
+    lay_out_prompt,
 )
 
 
@@ -100,6 +101,19 @@ class Renderer:
         layout = lay_out(apply, as_messages(prompt, "user"), as_messages(response, "assistant"), self._pattern)
         return self._tokenise(layout, text_id, around=self._adds_special)
 
+    def render_prompt(self, prompt: Text, text_id: str) -> Rendered:
+        """The conversation up to where an answer begins: what a language model is given to go on from.
+
+        The response is empty, at the end, and special tokens that a tokenizer puts behind a text are left out.
+        DataError where the template refuses its roles.
+        """
+        apply = chat_renderer(self.tokenizer, self.template, text_id)
+        layout = lay_out_prompt(apply, as_messages(prompt, "user"), self._pattern)
+        if self._adds_special:  # the default template: the space before an answer belongs to the answer's first token
+            text = layout.text.rstrip(" ")
+            layout = Layout(text, layout.prompt, (len(text), len(text)), layout.cuts)
+        return self._tokenise(layout, text_id, around=self._adds_special, close=False)
+
     def render_pair(self, pair: PreferencePair) -> tuple[Rendered, Rendered]:
         """(chosen, rejected), with text ids `<pair id>:chosen` and `<pair id>:rejected`."""
         return (
@@ -112,7 +126,7 @@ class Renderer:
         cuts = tuple(m.start() for m in self._pattern.finditer(text)) if self._pattern else ()
         return self._tokenise(Layout(text, (0, 0), (0, len(text)), cuts), text_id, around=True)
 
-    def _tokenise(self, layout: Layout, text_id: str, *, around: bool) -> Rendered:
+    def _tokenise(self, layout: Layout, text_id: str, *, around: bool, close: bool = True) -> Rendered:
         ids, offsets = self._encode(layout, text_id)
         special = self._special(layout, ids, offsets)
         response = _token_span(offsets, special, layout.response)
@@ -122,8 +136,9 @@ class Renderer:
         offsets[inside] = np.clip(offsets[inside], *layout.response)
         offsets[special] = 0
         if around:
-            n_left, n_right = len(self._left), len(self._right)
-            ids = np.concatenate([self._left, ids, self._right])
+            right = self._right if close else self._right[:0]
+            n_left, n_right = len(self._left), len(right)
+            ids = np.concatenate([self._left, ids, right])
             special = np.pad(special, (n_left, n_right), constant_values=True)
             offsets = np.pad(offsets, ((n_left, n_right), (0, 0)))
             prompt, response = (

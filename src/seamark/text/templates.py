@@ -125,6 +125,25 @@ def lay_out(
     return _search(apply, cut_prompt, cut_response, base, cut)
 
 
+def lay_out_prompt(apply: Apply, prompt: Sequence[Message], control: re.Pattern[str] | None) -> Layout:
+    """Render the prompt with the header of the next answer, and find it in the text; the response is empty, at the end.
+
+    The range leaves out whitespace at the prompt's outer ends.
+    """
+    contents = "".join(m.content for m in prompt)
+    cut, *marks = [c for c in _PRIVATE if c not in contents][:3]
+    cut_prompt = _with_cuts(prompt, control, cut)
+    base = apply(cut_prompt, True)
+    wrapped = _wrap(cut_prompt, *marks)
+    marked = apply(wrapped, True) if wrapped is not None else ""
+    if re.sub("[" + "".join(marks) + "]", "", marked) == base and all(m in marked for m in marks):
+        at = (marked.find(marks[0]), marked.rfind(marks[1]))
+        start, end = (i - sum(marked.count(c, 0, i) for c in (*marks, cut)) for i in at)
+        length = len(base.replace(cut, ""))
+        return _layout(base, cut, (start, max(start, end)), (length, length))
+    return _search(apply, cut_prompt, (), base, cut)
+
+
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
     """The system message put before the first user message, for templates without a system role."""
     system, user, *rest = messages

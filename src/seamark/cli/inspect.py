@@ -1,0 +1,115 @@
+"""`seamark inspect`: which features fire at each token of a text."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from seamark.cli.options import Common, Many, named_saes, the_recipe
+from seamark.cli.output import finish
+from seamark.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from seamark.diagnose import Inspection, Labels
+    from seamark.diagnose.inspection import Firing
+
+Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
+COLUMNS = ("token", "part", "firing", "strongest features")
+SHOWN, LABEL, PIECE = 3, 60, 24
+"""Features of a token in the table; characters of a label and of a token there. JSON has all."""
+
+
+def inspect(
+    common: Shared, model: str, text: str, sae: Many = (), answer: str | None = None, atlas: Path | None = None,
+    scan: Path | None = None, out: Path | None = None, top: int = 20, max_tokens: int = 1024,
+    generate: int | None = None, temperature: float = 0.0, seed: int = 0, plain: bool = False,
+) -> None:  # fmt: skip
+    """Read one text and print the features that fire strongest at each of its tokens.
+
+    Activations are shown as shares of Q_f, each feature's own unit, where a scan or an atlas gives it, else as they are
+    (then with "z").
+
+    Args:
+        common: options of every command.
+        model: a folder or a Hub name.
+        text: the prompt; with --plain, a text of its own.
+        sae: an SAE's folder, or name=folder; repeat for a suite.
+        answer: the answer; without it a language model reads up to where its answer begins.
+        atlas: an atlas that explains the features, and gives Q_f where no scan does.
+        scan: a scan with the same SAEs, which gives Q_f.
+        out: folder for result.json.
+        top: features kept of each token and hookpoint.
+        max_tokens: most tokens; a longer text loses its beginning.
+        generate: let a language model write the answer, with at most so many tokens.
+        temperature: 0 takes the likeliest token each time; above 0, tokens are drawn.
+        seed: of the draws.
+        plain: read the text without a chat template.
+    """
+    from pydantic import ValidationError
+
+    from seamark.atlas.store import Atlas
+    from seamark.diagnose import atlas_labels, atlas_quantiles, inspect_text, match_saes
+    from seamark.features import Scan
+    from seamark.model import load_model
+    from seamark.model.generation import Generation
+    from seamark.sae import SparseAutoencoder
+
+    the_recipe(common)
+    try:
+        how = None if generate is None else Generation(max_new_tokens=generate, temperature=temperature, seed=seed)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ConfigError(first["msg"], where=f"--generate, {first['loc'][0]}", fix="See --help") from None
+    suite = {name: SparseAutoencoder.from_pretrained(place) for name, place in named_saes(sae).items()}
+    labels: Labels | None = None
+    q: dict[str, NDArray[np.float64]] = {}
+    with ExitStack() as held:
+        if atlas is not None:
+            opened = held.enter_context(Atlas.open(atlas))
+            names = match_saes(opened, suite)
+            labels, q = atlas_labels(opened, names), atlas_quantiles(opened, names, suite)
+        if scan is not None:
+            found = Scan.open(scan)
+            q |= {name: found.q(name) for name in suite if name in found.sae_ids}
+        done = inspect_text(load_model(model), suite, text, answer, q=q, labels=labels, top=top, max_tokens=max_tokens,
+                            generate=how, chat=not plain)  # fmt: skip
+    finish(done.model_dump(mode="json"), as_json=common.json, out=out, title=_title(done), columns=COLUMNS,
+           rows=_rows(done))  # fmt: skip
+
+
+def _rows(done: Inspection) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for token in done.tokens:
+        part = f"{token.span}, special" if token.special else token.span
+        strongest = "; ".join(_firing(done, firing) for firing in token.firings[:SHOWN])
+        rows.append((repr(token.text)[1:-1][:PIECE] or "·", part, str(token.n_firing), strongest or "–"))
+    return rows
+
+
+def _firing(done: Inspection, firing: Firing) -> str:
+    from seamark.show.numbers import number
+
+    feature = done.features[firing.feature]
+    known = firing.normalised is not None
+    strength = number(firing.normalised, 2) if known else f"z {number(firing.activation, 2)}"
+    label = f" {feature.label[:LABEL]}" if feature.label and feature.state == "text" else ""
+    return f"{feature.sae}/{feature.latent} {strength}{label}"
+
+
+def _title(done: Inspection) -> str:
+    from seamark.show.numbers import signed
+
+    title = f"{len(done.tokens)} tokens through {done.model}, {done.read}"
+    if done.truncated:
+        title += f"; the first {done.truncated} were cut off"
+    if done.reward is not None:
+        title += f"; reward {signed(done.reward)}"
+    if done.generated is not None:
+        title += f"; {done.generated.tokens} generated, stopped by {done.generated.stopped}"
+    return title

@@ -1,0 +1,233 @@
+"""The page that looks inside a text, and the operation behind it.
+
+A text goes through the model and back to who sent it: it is neither kept nor logged, and never stands in an address.
+One text at a time is read; a few wait their turn, and more are asked to come back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from seamark.atlas.records import Card
+from seamark.diagnose import Inspection, atlas_labels, atlas_quantiles, filled, inspect_text, match_saes
+from seamark.diagnose.inspection import InspectedFeature
+from seamark.errors import ConfigError
+from seamark.model import LanguageModel
+from seamark.model.generation import Generation
+from seamark.web.answers import json_answer, tell
+from seamark.web.api import ROOT, WRONG
+from seamark.web.previews import NOTES, colour_of, is_sensitive, note_of
+from seamark.web.problems import RequestError, TooLongError
+from seamark.web.queries import MAX_INT
+from seamark.web.state import State, feature_path
+
+WAITING = 8
+"""Texts that wait while one is read."""
+RETRY_AFTER = "5"
+"""Seconds."""
+MAX_NEW_TOKENS = 512
+MAX_SECONDS = 120.0
+"""Of one generated answer."""
+
+
+class BusyError(RequestError):
+    """Too many texts wait already."""
+
+    status = 503
+
+
+class Writing(BaseModel):
+    """How the model is to write the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, le=MAX_INT)
+
+
+class Watched(BaseModel):
+    """A feature to be told at every token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sae: str = Field(max_length=1000)
+    latent: int = Field(ge=0, le=MAX_INT)
+
+
+class InspectRequest(BaseModel):
+    """A text to look into."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    answer: str | None = None
+    """Null: none was given."""
+    generate: Writing | None = None
+    """Let a language model write the answer."""
+    chat: bool = True
+    """Read as a conversation; else the prompt is a plain text without template."""
+    watch: Annotated[list[Watched], Field(max_length=20)] = []
+
+
+class FeatureLink(BaseModel):
+    """How a feature is shown."""
+
+    url: str | None
+    """Its page; null: the atlas does not have it."""
+    note: str
+    """In place of its label where there is none; empty where there is one."""
+    sensitive: bool
+    """Blur the label until somebody asks for it."""
+    colours: tuple[int, ...]
+    """Of its domains."""
+
+
+class InspectAnswer(BaseModel):
+    """What fires where. Texts are as they are: make control characters visible."""
+
+    inspection: Inspection
+    links: tuple[FeatureLink, ...]
+    """One for each of `inspection.features`."""
+    colours: dict[str, int]
+    """{domain: number of its colour}"""
+
+
+class Turns:
+    """One at a time; some wait, and who comes after them is turned away.
+
+    Args:
+        waiting: how many may wait.
+    """
+
+    def __init__(self, waiting: int = WAITING) -> None:
+        self._one = threading.Lock()
+        self._places = threading.BoundedSemaphore(waiting + 1)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits for the turn. `BusyError` where too many wait already."""
+        if not self._places.acquire(blocking=False):
+            raise BusyError("too many texts wait to be read", fix="Try again in a few seconds")
+        try:
+            with self._one:
+                yield
+        finally:
+            self._places.release()
+
+
+class Inspector:
+    """The model of a server, and what its atlas knows of the model's features."""
+
+    def __init__(self, state: State, turns: Turns | None = None) -> None:
+        self.state, self.turns = state, turns or Turns()
+        self._units: tuple[tuple[str, ...], dict[str, NDArray[np.float64]]] | None = None
+        self._names: dict[str, str] | None = None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """{sae id: its id in the atlas}."""
+        if self._names is None:
+            self._names = match_saes(self.state.atlas, self.state.suite)
+        return self._names
+
+    def units(self) -> dict[str, NDArray[np.float64]]:
+        """Q_f of each autoencoder: the atlas's, and a scan's where it has none; read again after a new import."""
+        runs = tuple(run.id for run in self.state.atlas.runs())
+        if self._units is None or self._units[0] != runs:
+            found = atlas_quantiles(self.state.atlas, self.names, self.state.suite)
+            for name, sae in self.state.suite.items():
+                size = sae.config.d_sae
+                scans = (s for s in self.state.scans.values() if name in s.sae_ids and s.d_sae(name) == size)
+                if (units := filled(found.get(name), (s.q(name) for s in scans))) is not None:
+                    found[name] = units
+            self._units = runs, found
+        return self._units[1]
+
+    def inspect(self, asked: InspectRequest) -> InspectAnswer:
+        """Read a text.
+
+        Raises:
+            BusyError: too many wait.
+            TooLongError: more characters than the server takes.
+            SeamarkError: as of `inspect_text`.
+        """
+        state = self.state
+        if state.model is None:
+            raise ConfigError("this server has no model", fix="Start it with --model and --sae")
+        size, limit = len(asked.prompt) + len(asked.answer or ""), state.settings.max_prompt
+        if size > limit:
+            raise TooLongError("the text is too long", where=f"{size:,} characters", fix=f"Send at most {limit:,}")
+        how = None if asked.generate is None else Generation(**asked.generate.model_dump(), max_seconds=MAX_SECONDS)
+        with self.turns.turn():
+            found = inspect_text(
+                state.model, state.suite, asked.prompt, asked.answer, q=self.units(), generate=how, chat=asked.chat,
+                labels=atlas_labels(state.atlas, self.names), watch=[(w.sae, w.latent) for w in asked.watch],
+            )  # fmt: skip
+        colours = colour_of(state)
+        return InspectAnswer(
+            inspection=found, links=self._links(found.features, colours),
+            colours={row.domain: colours.get(row.domain, 0) for row in found.heat},
+        )  # fmt: skip
+
+    def _links(self, features: Sequence[InspectedFeature], colours: Mapping[str, int]) -> tuple[FeatureLink, ...]:
+        latents: dict[str, list[int]] = {}
+        for f in features:
+            if f.sae in self.names:
+                latents.setdefault(f.sae, []).append(f.latent)
+        cards = {sae: self.state.atlas.cards_at(self.names[sae], some) for sae, some in latents.items()}
+        return tuple(_link(cards.get(f.sae, {}).get(f.latent), colours) for f in features)
+
+
+def _link(card: Card | None, colours: Mapping[str, int]) -> FeatureLink:
+    if card is None:
+        return FeatureLink(url=None, note=NOTES[None], sensitive=False, colours=())
+    note = note_of(card)
+    return FeatureLink(url=feature_path(card.sae, card.latent), note=note, sensitive=not note and is_sensitive(card),
+                       colours=tuple(colours.get(d, 0) for d in card.domains))  # fmt: skip
+
+
+def router(state: State) -> APIRouter:
+    """The page /inspect and POST /api/v1/inspect."""
+    routes = APIRouter()
+    inspector = Inspector(state)
+
+    @routes.get("/inspect", include_in_schema=False)
+    def page(request: Request) -> HTMLResponse:
+        return inspect_page(state, request)
+
+    @routes.post(f"{ROOT}/inspect", response_model=InspectAnswer, responses=WRONG,
+                 summary="Which features fire at each token of a text")  # fmt: skip
+    def inspect(request: Request, asked: InspectRequest) -> Response:
+        try:
+            return json_answer(inspector.inspect(asked))
+        except BusyError as error:
+            return tell(state, request, error, {"Retry-After": RETRY_AFTER})
+
+    return routes
+
+
+def inspect_page(state: State, request: Request) -> HTMLResponse:
+    """The form; with `?sae=…&latent=…`, for a feature whose activations colour the tokens."""
+    watched = None
+    sae, latent = (request.query_params.get(name, "") for name in ("sae", "latent"))
+    if sae in state.suite and latent.isascii() and latent.isdigit() and len(latent) < 10:
+        number = int(latent)
+        if number < state.suite[sae].config.d_sae:
+            watched = {"sae": sae, "latent": number, "url": feature_path(sae, number)}
+    return state.page(
+        request, "atlas/inspect.html", watched=watched, max_prompt=state.settings.max_prompt,
+        model=None if state.model is None else state.model.name.rstrip("/").rpartition("/")[2],
+        writes=isinstance(state.model, LanguageModel), max_new_tokens=MAX_NEW_TOKENS,
+        hookpoints=list(dict.fromkeys(s.config.hookpoint for s in state.suite.values())),
+    )  # fmt: skip
