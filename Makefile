@@ -31,8 +31,9 @@ install-test: $(VENV)/.test
 demo: install
 	$(BIN)/seamark demo
 
+# Two workers with a thread each: threads of several workers would wait for one another.
 test: install-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: install-test
 	$(BIN)/python -m pytest -m slow
