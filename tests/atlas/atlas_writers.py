@@ -61,9 +61,9 @@ class Writers:
         self._tell, self._hear = process.stdin, process.stdout
         assert next(self._hear) == "ready\n"
 
-    def run(self, kill_after: float | None) -> list[str]:
-        """Start a writer, and kill -9 it after some seconds (None: let it end); the lines that it said."""
-        self._tell.write(f"{'' if kill_after is None else kill_after}\n")
+    def run(self, *, seconds: float = 0.0, commits: int = 0, end: bool = False) -> list[str]:
+        """Start a writer, and kill -9 it some seconds after so many commits (`end`: let it end); the lines it said."""
+        self._tell.write(f"{commits} {'end' if end else seconds}\n")
         heard = []
         while (line := next(self._hear).strip()) != "dead":
             heard.append(line)
@@ -92,15 +92,37 @@ def serve(path: str, *results: str) -> None:
         torch.set_num_threads(1)
     say("ready")
     for line in sys.stdin:
+        heard, tell = os.pipe()
         child = os.fork()
         if child == 0:
+            tell_commits(tell)
             (build_once if results else write_for_ever)(path, *results)
             os._exit(0)
-        if line.strip():
-            time.sleep(float(line))
+        commits, seconds = line.split()
+        for _ in range(int(commits)):
+            assert os.read(heard, 1)
+        if seconds != "end":
+            time.sleep(float(seconds))
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(heard)
+        os.close(tell)
         say("dead")
+
+
+def tell_commits(pipe: int) -> None:
+    """A byte for each transaction of this process."""
+    real = AtlasWriter.transaction
+
+    @contextlib.contextmanager
+    def transaction(self: AtlasWriter) -> Iterator[None]:
+        outer = not self._connection().in_transaction
+        with real(self):
+            yield
+        if outer:
+            os.write(pipe, b".")
+
+    AtlasWriter.transaction = transaction  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

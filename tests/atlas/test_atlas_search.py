@@ -112,7 +112,7 @@ QUERIES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(QUERIES)
 @example(Query())
 @example(Query(words="-harbour"))
@@ -125,7 +125,7 @@ def test_finds_what_a_plain_look_finds(atlas: Atlas, query: Query) -> None:
     assert (found.total, found.capped) == (len(expected), False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(QUERIES)
 def test_long_lists_are_walked_in_the_same_order(atlas: Atlas, query: Query) -> None:
     """With the bounds for a hundred thousand features brought down to these few, every way of searching is taken."""
@@ -138,7 +138,7 @@ def test_long_lists_are_walked_in_the_same_order(atlas: Atlas, query: Query) -> 
         assert (found.total, found.capped) == (min(12, len(expected)), len(expected) > 12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(QUERIES)
 def test_exports_take_all_that_is_found_in_the_order_of_names(atlas: Atlas, query: Query) -> None:
     expected = [f for f in FEATURES if matches(f, query)]
@@ -148,7 +148,7 @@ def test_exports_take_all_that_is_found_in_the_order_of_names(atlas: Atlas, quer
     assert [f.card.id for f in found] == [f.id for f in expected]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(words=st.one_of(
     st.text(max_size=80),
     st.lists(st.sampled_from(['"', "'", "-", "*", "(", ")", "^", ":", "+", "{", "}", "AND", "OR", "NOT", "NEAR(",

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +160,8 @@ def test_contexts_are_those_of_the_explanations(built: Atlas, results: Path) -> 
                          for kind, level, cs in kinds for c in cs]  # fmt: skip
         told = [(c.kind, c.level, c.half, c.name, c.tokens, c.activations, c.peak, c.source) for c in found]
         assert sorted(told) == sorted(expected)
+    with sqlite3.connect(built.path) as db:  # none was written in vain
+        assert db.execute("SELECT count(*) FROM texts WHERE id NOT IN (SELECT text FROM contexts)").fetchone() == (0,)
 
 
 def test_contrast_effects_and_ratings_are_evidence(built: Atlas, results: Path) -> None:
@@ -253,7 +254,7 @@ def broken_off(after: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8, 11, 14, 17])
+@pytest.mark.parametrize("after", [0, 1, 4, 8, 13])
 def test_a_broken_build_goes_on(built: Atlas, results: Path, tmp_path: Path, after: int, monkeypatch: Any) -> None:
     monkeypatch.setattr("seamark.atlas.sources.AT_ONCE", 5)
     monkeypatch.setattr("seamark.atlas.build.AT_ONCE", 5)
@@ -466,19 +467,17 @@ def test_coarse_histograms() -> None:
 
 def test_kill_9_during_a_build(results: Path, tmp_path: Path) -> None:
     path, rng = tmp_path / "atlas.db", random.Random(1)
-    seen = set()
+    features = []
     with writers(path, results) as processes:
-        started = time.monotonic()
-        processes.run(None)
-        seconds = time.monotonic() - started
-        whole = content(path)
+        for commits in (1, 3, 2, 6):
+            processes.run(commits=commits, seconds=rng.uniform(0.0, 0.02))
+            with Atlas.open(path) as atlas:
+                features.append(atlas.counts()["features"])
+                assert sum(1 for _ in atlas.iter_features()) == features[-1] == atlas.overview().features
+        processes.run(end=True)
+        built = content(path)
         path.unlink()
-        for share in (0.2, 0.5, rng.uniform(0.1, 0.6), None):
-            processes.run(None if share is None else share * seconds)
-            if path.exists():
-                with Atlas.open(path) as atlas:
-                    features = atlas.counts()["features"]
-                    seen.add((features, atlas.counts()["explanations"]))
-                    assert sum(1 for _ in atlas.iter_features()) == features == atlas.overview().features
-    assert content(path) == whole
-    assert len(seen) > 1  # it was killed in the middle, too
+        processes.run(end=True)
+    assert features == sorted(features)
+    assert features[0] < features[-1]  # it was killed in the middle, too
+    assert built == content(path)

@@ -122,7 +122,7 @@ def test_what_is_not_there(writer: AtlasWriter) -> None:
         writer.cards(range(1001))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_lists_follow_from_the_tables(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     features = make(25, seed)

@@ -294,7 +294,7 @@ def test_kill_9_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     said = 0
     with writers(path) as processes:
         for wait in (0.0, 0.003, 0.01, *(rng.uniform(0.05, 0.4) for _ in range(7))):
-            said = max([said, *map(int, processes.run(wait))])
+            said = max([said, *map(int, processes.run(seconds=wait))])
             if path.exists():
                 with Atlas.open(path) as atlas:
                     check(atlas, said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import struct
 from html import unescape
@@ -17,6 +18,7 @@ from made_atlas import BASE, SAES, N, app_of, client_of
 from starlette.testclient import TestClient
 
 from seamark.atlas.records import Sae
+from seamark.atlas.safe_sail import import_safe_sail
 from seamark.atlas.store import Atlas
 from seamark.atlas.writing import AtlasWriter
 from seamark.errors import ConfigError, FormatError
@@ -24,6 +26,7 @@ from seamark.web.api import MAX_IDS
 from seamark.web.queries import FeatureQuery, page_path, query_string, read
 from seamark.web.state import State, feature_path
 
+DATA = Path(os.environ.get("SEAMARK_DATA", "/nowhere"), "safe_sail")
 PAGES = ("/", "/features", "/landscape", "/api", feature_path(SAES[0], 0), feature_path(SAES[1], 3))
 FIRST = feature_path(SAES[0], 0)
 
@@ -65,6 +68,21 @@ def test_the_overview_counts_what_the_atlas_holds(web: TestClient, atlas_file: P
     assert "zh" in page
     assert "Scan of the demo pairs" in page
     assert 'role="img" aria-label="Correlation of simulated' in web.get("/").text
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="SEAMARK_DATA names no folder with safe_sail/")
+def test_the_overview_of_safe_sail_shows_its_figures(tmp_path: Path) -> None:
+    with AtlasWriter.open(tmp_path / "sail.db", create=True) as writer:
+        import_safe_sail(writer, DATA / "en_db.json.gz", DATA / "cn_db.json.gz")
+    web = TestClient(app_of(tmp_path / "sail.db"), base_url=BASE)
+    page = text_of(web.get("/").text)
+    english = "en politics 1,144, violence 582, pornography 309, terror 63 4,700 1,758 1,144 13"
+    assert english in page
+    assert "4,701 features of 5 autoencoders on Qwen/Qwen2.5-3B-Instruct." in page
+    for domain, count in (("violence", 582), ("pornography", 309), ("terror", 63)):
+        found = web.get("/api/v1/features", params={"language": "en", "domain": domain}).json()
+        assert found["total"] == count
+        assert f"{domain} {count}" in page
 
 
 def test_an_empty_atlas_says_so(tmp_path: Path) -> None:
@@ -123,6 +141,7 @@ def test_a_feature_page_holds_all_of_it(web: TestClient) -> None:
 def test_features_keep_their_address_whatever_their_id(web: TestClient, sae: str) -> None:
     path = feature_path(sae, 2)
     assert urlsplit(path).path == path  # no query, no fragment
+    assert path.count("/") == 3
     assert web.get(path).status_code == 200
     assert web.get(f"/api/v1{path}").json()["card"]["sae"] == sae
     contexts = web.get(f"/api/v1{path}/contexts", params={"kind": "level"}).json()
@@ -177,6 +196,7 @@ def test_what_is_not_there_is_a_404(web: TestClient, path: str) -> None:
     ("/features?words=" + "x" * 501, "words"), ("/landscape?min_score=inf", "min_score"),
     ("/api/v1/features?limit=0", "limit"), ("/api/v1/features?none=1", "none"), ("/api/v1/features?sign=2", "sign"),
     ("/api/v1/cards?ids=1;2", "ids"), ("/api/v1/cards", "ids"), ("/api/v1/features/a/x", "latent"),
+    ("/api/v1/features/a/99999999999999999999", "latent"),
     ("/api/v1/cards?ids=" + ",".join("1" * (MAX_IDS + 1)), "ids"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_told_with_its_place(web: TestClient, path: str, place: str) -> None:

@@ -65,7 +65,6 @@ def test_every_page_is_whole(browser: Any, base: str, look: str) -> None:
         page.goto(path)
         if path == "/landscape":
             until(page, f"{READY} === 'landscape'")
-        page.wait_for_load_state("networkidle")
         assert overflow(page) == [], path
         assert page.evaluate("typeof window.pwned") == "undefined"
         dark = (

@@ -57,7 +57,7 @@ def operations(strict: TestClient) -> list[tuple[str, str, list[dict[str, Any]]]
             for method, about in methods.items()]  # fmt: skip
 
 
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+MANY = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 @MANY

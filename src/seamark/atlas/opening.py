@@ -25,6 +25,8 @@ OLDEST = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 BUSY_MS = 10_000
 """How long a connection waits for another that holds the file."""
+CACHE_KB = 8192
+"""Memory of each reading connection. The file is not mapped: if somebody wrote over it, the process would die."""
 CHECKPOINT_PAGES = 8192
 """Pages (of 4 KiB) of the log at which SQLite moves them into the file."""
 _FIX = "Name a file of `seamark atlas build`"
@@ -128,7 +130,7 @@ def _reader(path: Path, mode: str) -> sqlite3.Connection:
     db = _connected(path, mode)
     try:
         db.execute("PRAGMA query_only = ON")
-        db.execute("PRAGMA mmap_size = 1073741824")
+        db.execute(f"PRAGMA cache_size = -{CACHE_KB}")
         _check(db, path)
     except BaseException:
         db.close()

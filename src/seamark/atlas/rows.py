@@ -138,7 +138,8 @@ def finite(value: float | None, what: str) -> float | None:
 
 def feature_values(row: FeatureRow) -> tuple[Any, ...]:
     """Columns of `features`, but for its autoencoder, in the order of `INSERT_FEATURES`."""
-    histogram = None if row.histogram is None else to_json(row.histogram.model_dump())
+    h = row.histogram
+    histogram = None if h is None else to_json({"edges": h.edges, "counts": h.counts})
     promoted, suppressed = (None if side is None else to_json(list(side)) for side in (row.promoted, row.suppressed))
     numbers = (finite(getattr(row, name), f"{name} of latent {row.latent}") for name in ("share", "mean", "max", "q"))
     share, mean, largest, q = numbers
