@@ -98,15 +98,16 @@ def serve(path: str, *results: str) -> None:
             tell_commits(tell)
             (build_once if results else write_for_ever)(path, *results)
             os._exit(0)
+        os.close(tell)
         commits, seconds = line.split()
-        for _ in range(int(commits)):
-            assert os.read(heard, 1)
+        told = 0
+        while told < int(commits) and os.read(heard, 1):  # nothing comes any more once the writer has ended
+            told += 1
         if seconds != "end":
             time.sleep(float(seconds))
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(heard)
-        os.close(tell)
         say("dead")
 
 
