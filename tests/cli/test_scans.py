@@ -234,6 +234,7 @@ def test_sides_of_the_split(place: Place, words: list[str], suite: list[str], wh
 
 def test_the_recipe_decides_how_is_read(place: Place, suite: list[str], tmp_path: Path) -> None:
     settings = ["--set", "scan.positions=last", "--set", "scan.keep_tokens=never", "--set", "scan.rewards=false"]
+    settings += ["--set", "scan.raw=true"]
     result = run("run", "--model", place.reward, suite[0], *place.options, *settings, "--set", "scan.max_length=20",
                  "--out", tmp_path)  # fmt: skip
     assert result["positions"] == {"safety": 72, "chat": 48}
@@ -242,6 +243,7 @@ def test_the_recipe_decides_how_is_read(place: Place, suite: list[str], tmp_path
     assert result["config"]["max_length"] == 20
     found = Scan.open(tmp_path)
     assert set(found.n_positions.tolist()) == {1}
+    assert len(found.raw()) == 120
     assert found.texts["reward"].null_count == 120
     line = the_error(*call("scan", "run", "--model", place.reward, suite[0], "--set", "scan.positions=words",
                            "--out", tmp_path / "x"))  # fmt: skip

@@ -127,7 +127,8 @@ def _show(found: Scan, common: Common, out: Path | None) -> None:
     rows += [(f"{g}: {kind}, positions", f"{n:,}, {about['positions'][g]:,}") for g, n in about["groups"].items()]
     rows += [("tokens", f"{about['tokens']:,}"), ("truncated texts", f"{about['truncated_texts']:,}"),
              ("rewards", "yes" if about["config"]["rewards"] else "no"),
-             ("latents of single tokens", "kept" if about["choices"]["keep_tokens"] else "not kept")]  # fmt: skip
+             ("latents of single tokens", "kept" if about["choices"]["keep_tokens"] else "not kept"),
+             ("mean raw activations", "kept" if found.keeps_raw else "not kept")]  # fmt: skip
     rows += [(f"SAE {name}", f"{s['hookpoint']}, {s['d_sae']:,} latents, {s['firing']:,} fire, L0 {s['l0']:.1f}, "
               f"Q_f of {s['with_q']:,}") for name, s in saes.items()]  # fmt: skip
     finish(result, as_json=common.json, out=out, title="Scan", columns=("what", "value"), rows=rows)

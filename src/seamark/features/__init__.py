@@ -14,6 +14,7 @@ from seamark.features.context_sets import (
 )
 from seamark.features.contexts import Context, TokenScores
 from seamark.features.contrast import Contrast, contrast
+from seamark.features.controls import random_latents
 from seamark.features.effect import direct_effect
 from seamark.features.evaluation import EvaluatedSAE, SAEEvalConfig, SAEEvaluation, evaluate_saes
 from seamark.features.loss import LossRecovered, loss_recovered, losses_recovered
@@ -67,6 +68,7 @@ __all__ = [
     "make_suite",
     "merge_scans",
     "promoted_tokens",
+    "random_latents",
     "rank_suite",
     "read_contexts",
     "reward_change",

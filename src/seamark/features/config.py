@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from seamark.model.precision import Precision
 
@@ -38,6 +38,14 @@ class ScanConfig(BaseModel):
     """Number format of the model's pass; latents are float32. "auto": bf16 where the machine is fast at it."""
     keep_tokens: Literal["auto", "always", "never"] = "auto"
     """Whether latents of single tokens are kept; `auto`: if they surely take less than 4 GiB."""
+    raw: bool = False
+    """Also keep the mean raw activation of every text over its scoring positions, at every hookpoint of the suite:
+    4 bytes × d_in a text and hookpoint. For controls that do without an autoencoder."""
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`raw` is named only where it is on: scans without it keep the key, and the bytes, of earlier versions."""
+        return {k: v for k, v in dump(self).items() if k != "raw" or v}
 
     @classmethod
     def paper(cls, **fields: object) -> ScanConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from seamark.errors import ConfigError, DataError
 from seamark.features.reading import Scan, Stat
 from seamark.features.sets import Feature, FeatureSet
+from seamark.run import digest
 
 Normalization = Literal["default", "paper"]
 Floats = NDArray[np.float64]
@@ -54,8 +56,9 @@ class Contrast:
 
 
 def contrast(
-    scan: Scan, group: str = "safety", sae_id: str | None = None, normalization: Normalization = "default"
-) -> Contrast:
+    scan: Scan, group: str = "safety", sae_id: str | None = None, normalization: Normalization = "default", *,
+    pairs: Collection[str] | None = None,
+) -> Contrast:  # fmt: skip
     """Contrastive score of every latent, s = (h⁺ − h⁻) / (h⁺ + h⁻ + C) (SAFER, arXiv 2507.00665).
 
     Only positive activations count. With `default`, h is the mean over pairs of the mean over a text's scoring
@@ -64,8 +67,16 @@ def contrast(
 
     A score is a correlation with the label, not an effect on the reward: see `direct_effect`.
 
+    Args:
+        scan: a finished scan.
+        group: pairs of this group.
+        sae_id: which autoencoder; None: the only one.
+        normalization: `default` or `paper`.
+        pairs: only the group's pairs with these ids, such as a fold's or a category's; None: all. Ids of other groups
+            do not count.
+
     Raises:
-        DataError: an unknown group, none of its pairs has positions on both sides, or nothing fires on them.
+        DataError: an unknown group or pair id, no pair has positions on both sides, or nothing fires on them.
         ConfigError: an unknown normalisation, or `default` on a scan that scored prompts too: a pair's prompt is on
             both sides, and the longer it is the less its answers would count.
     """
@@ -75,7 +86,7 @@ def contrast(
         what = "the scan scored prompts too, which the default normalisation leaves out"
         raise ConfigError(what, where=str(scan.path), fix="Use the normalisation paper, or scan with scope response")
     sae_id = scan.sae_id(sae_id)
-    rows, left_out = pair_rows(scan, group, normalization)
+    rows, left_out = pair_rows(scan, group, normalization, pairs)
     stat: Stat = "mean" if normalization == "default" else "sum"
     (h_chosen, h_rejected), fired = _sums(scan, sae_id, stat, rows)
     if normalization == "default":
@@ -88,6 +99,8 @@ def contrast(
         "method": "contrast", "normalization": normalization, "group": group, "n_pairs": len(rows),
         "scan": scan.manifest["key"], "scan_config": scan.config,
     }  # fmt: skip
+    if pairs is not None:
+        provenance["pairs"] = digest(sorted(set(pairs)))
     return Contrast(
         sae_id, group, normalization, scores, h_chosen, h_rejected, constant, fired[0], fired[1],
         len(rows), left_out, provenance,
@@ -106,17 +119,33 @@ def _sums(scan: Scan, sae_id: str, stat: Stat, rows: NDArray[np.int64]) -> tuple
     return sums, fired
 
 
-def pair_rows(scan: Scan, group: str, normalization: Normalization) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def pair_rows(
+    scan: Scan, group: str, normalization: Normalization, pairs: Collection[str] | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Rows [pairs, 2] (chosen, rejected) of a group, and the ids of pairs without positions on a side.
 
-    Sums do not mind a text without positions; means do.
+    Sums do not mind a text without positions; means do. With `pairs`, only pairs with these ids.
     """
     member = scan.in_group(group)
-    mine = {pair: rows for pair, rows in scan.rows_by_pair.items() if member[rows[0]]}
+    mine = {pair: rows for pair, rows in _chosen_pairs(scan, pairs).items() if member[rows[0]]}
     enough = scan.n_positions > 0
     if normalization == "paper":
         enough = np.ones_like(enough)
     kept = [rows for rows in mine.values() if enough[list(rows)].all()]
     if not kept:
-        raise DataError(f"no pair of group {group!r} has positions on both sides", where=str(scan.path))
+        which = f"no pair of group {group!r}" if pairs is None else f"none of the pairs asked for in group {group!r}"
+        raise DataError(f"{which} has positions on both sides", where=str(scan.path))
     return np.asarray(kept), tuple(p for p, rows in mine.items() if not enough[list(rows)].all())
+
+
+def _chosen_pairs(scan: Scan, pairs: Collection[str] | None) -> dict[str, tuple[int, int]]:
+    """{pair id: rows} in the scan's order; `DataError` on an id that it does not know."""
+    known = scan.rows_by_pair
+    if pairs is None:
+        return known
+    asked = set(pairs)
+    unknown = asked - known.keys()
+    if unknown:
+        raise DataError(f"no pair {min(unknown)!r} in the scan ({len(unknown)} of {len(asked)} ids are unknown)",
+                        where=str(scan.path), fix="Scan the pairs that are asked for")  # fmt: skip
+    return {pair: rows for pair, rows in known.items() if pair in asked}

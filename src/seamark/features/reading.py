@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property, lru_cache
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from seamark.run import read_json
 
 FORMAT_VERSION = 2
 MANIFEST = "scan.json"
+RAW = "raw.safetensors"
+"""In each part: mean raw activations of its texts, {hookpoint: float32 [texts, d_in]}."""
 HELD_ENTRIES = 1 << 24
 """Pooled latents of an autoencoder that are held in memory, by feature, to make contexts of one feature after another;
 of more, a feature's are looked up in all parts."""
@@ -36,8 +39,8 @@ class Scan:
     """A finished scan. Open one with `Scan.open(folder)`; everything is read when first asked for.
 
     The folder holds `scan.json`; `saes/<id>/stats.safetensors`; and parts of the corpus, `parts/<number>/`, each with
-    `texts.parquet`, `rendered.parquet`, `saes/<id>/pooled.safetensors` and, if kept, `tokens.safetensors`. Rows of
-    texts go through all parts in their order.
+    `texts.parquet`, `rendered.parquet`, `saes/<id>/pooled.safetensors` and, if kept, `tokens.safetensors` and
+    `raw.safetensors`. Rows of texts go through all parts in their order.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -170,6 +173,57 @@ class Scan:
         for latent in latents:
             self.check_latent(sae_id, latent)
         return vstack([m[:, list(latents)] for _, m in self.pooled_parts(sae_id, stat)], format="csc")
+
+    @property
+    def hookpoints(self) -> list[str]:
+        """Where the autoencoders read, in the order of names."""
+        return sorted({str(config["hookpoint"]) for config in self.manifest["sae_configs"].values()})
+
+    def hookpoint(self, hookpoint: str | None = None) -> str:
+        """A known hookpoint; without one, the only one there is. `ConfigError` otherwise."""
+        if hookpoint is None and len(self.hookpoints) == 1:
+            return self.hookpoints[0]
+        if hookpoint not in self.hookpoints:
+            what = "the scan read several hookpoints" if hookpoint is None else f"the scan did not read {hookpoint!r}"
+            raise ConfigError(what, where=str(self.path), fix=f"Choose one of: {', '.join(self.hookpoints)}")
+        return hookpoint
+
+    @property
+    def keeps_raw(self) -> bool:
+        """Whether mean raw activations were kept."""
+        return bool(self.config.get("raw", False))
+
+    def raw_parts(self, hookpoint: str | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, mean raw activation of each text over its scoring positions, float32 [texts of the part, d_in])
+        of every part, read-only: for corpora larger than memory. As the model gives them, before any normalisation.
+
+        A text without scoring positions has a row of NaN: its mean is not available.
+
+        Raises:
+            DataError: the scan kept none.
+            ConfigError: no such hookpoint, or several and none is named.
+            FormatError: a file is missing or damaged.
+        """
+        hookpoint = self.hookpoint(hookpoint)
+        if not self.keeps_raw:
+            raise DataError("the scan kept no raw activations", where=str(self.path), fix="Scan with raw: true")
+        return ((start, self._raw(part, hookpoint)) for part, start in enumerate(self.starts[:-1].tolist()))
+
+    def raw(self, hookpoint: str | None = None) -> NDArray[np.float32]:
+        """`raw_parts` of all texts at once, float32 [texts, d_in]; errors as there."""
+        parts = self.raw_parts(hookpoint)
+        _, first = next(parts)
+        whole = np.empty((int(self.starts[-1]), first.shape[1]), np.float32)
+        for start, means in chain([(0, first)], parts):  # one file is open at a time
+            whole[start : start + len(means)] = means
+        return whole
+
+    def _raw(self, part: int, hookpoint: str) -> NDArray[np.float32]:
+        path, n = self.parts[part] / RAW, self.manifest["rows"][part]
+        found: NDArray[np.float32] | None = map_arrays(path).get(hookpoint)
+        if found is None or found.ndim != 2 or len(found) != n:
+            raise FormatError(f"no activations of {n} texts at {hookpoint} here", where=str(path), fix="Scan again")
+        return found
 
     def in_group(self, group: str) -> NDArray[np.bool_]:
         """[texts]: which texts are of a group. `DataError` where there is no such group."""

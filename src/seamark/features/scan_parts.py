@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from seamark.features.accumulate import Accumulator, Firings, StoredPositions
+from seamark.features.accumulate import SCORING, Accumulator, Firings, StoredPositions
 from seamark.features.arrays import save_arrays
 from seamark.features.config import ScanConfig
-from seamark.features.gather import gather_by
+from seamark.features.gather import Gathered, gather_by
+from seamark.features.reading import RAW
 from seamark.features.scan_texts import PartTexts, ScanTexts
 from seamark.features.token_latents import TokenWriter
 from seamark.model.batching import plan_batches
@@ -35,8 +36,16 @@ from seamark.text.rendering import Renderer
 AHEAD = 2
 """Batches that wait for the writer, at most."""
 Suite = Mapping[str, SparseAutoencoder]
-Found = tuple[dict[str, SparseLatents], NDArray[np.float64] | None]
-"""What a batch gave: latents of every autoencoder at its positions, and rewards where asked for."""
+Means = dict[str, NDArray[np.float32]]
+
+
+class Found(NamedTuple):
+    """What a batch gave: latents of every autoencoder at its positions; rewards and mean activations if asked for."""
+
+    latents: dict[str, SparseLatents]
+    rewards: NDArray[np.float64] | None
+    raw: Means | None
+
 
 TEXTS = pa.schema([
     ("text_id", pa.string()), ("pair_id", pa.string()), ("side", pa.string()), ("group", pa.string()),
@@ -132,7 +141,18 @@ class PartReader:
         got = gather_by(reader, texts.texts, rows, [texts.positions[r] for r in rows])
         found = {i: sae.encode(got.activations[sae.config.hookpoint].to(sae.b_enc.device))
                  for i, sae in self.suite.items()}  # fmt: skip
-        return found, got.rewards
+        raw = _means(got, [(texts.flags[r] & SCORING) != 0 for r in rows]) if self.config.raw else None
+        return Found(found, got.rewards, raw)
+
+
+def _means(got: Gathered, scored: list[NDArray[np.bool_]]) -> Means:
+    """{hookpoint: mean over the scoring positions of each text [texts, d_in]}; NaN where a text has none."""
+    ends = np.cumsum([len(s) for s in scored]).tolist()
+    at = [torch.from_numpy(np.flatnonzero(s) + end - len(s)) for s, end in zip(scored, ends, strict=True)]
+    return {
+        hookpoint: torch.stack([h_ND[i.to(h_ND.device)].mean(0, dtype=torch.float64) for i in at]).float().cpu().numpy()
+        for hookpoint, h_ND in got.activations.items()
+    }
 
 
 def in_order(
@@ -226,14 +246,22 @@ class PartWriter:
         self.scratch.mkdir(parents=True)
         self.texts, self.config = texts, reader.config
         self.rewards = np.full(len(texts.texts), np.nan)
+        self.raw: Means = {}
         apart = self.config.context_positions == "tokens"
         self.totals = {sae_id: Accumulator(sae.config.d_sae, read_apart=apart) for sae_id, sae in reader.suite.items()}
         self.tokens = TokenWriter(self.scratch, len(texts.texts)) if reader.keep_tokens else None
 
-    def add(self, rows: list[int], found: Mapping[str, SparseLatents], rewards: NDArray[np.float64] | None) -> None:
-        """Add a batch: rows of the part, latents at their positions one behind the other, rewards."""
+    def add(
+        self, rows: list[int], found: Mapping[str, SparseLatents], rewards: NDArray[np.float64] | None,
+        raw: Means | None = None,
+    ) -> None:  # fmt: skip
+        """Add a batch: rows of the part, latents at their positions one behind the other, rewards, mean activations."""
         if rewards is not None:
             self.rewards[rows] = rewards
+        for hookpoint, means in (raw or {}).items():
+            if hookpoint not in self.raw:  # with the first batch: a part that waits for its turn takes no memory
+                self.raw[hookpoint] = np.full((len(self.texts.texts), means.shape[1]), np.nan, np.float32)
+            self.raw[hookpoint][rows] = means
         counts = [len(self.texts.positions[r]) for r in rows]
         stored = StoredPositions(
             np.repeat(np.asarray(rows, dtype=np.int32), counts),
@@ -254,6 +282,8 @@ class PartWriter:
             folder, pooled = sae_folder(self.scratch, sae_id), total.close(len(self.texts.texts))
             save_arrays(folder / "pooled.safetensors", pooled.arrays())
             save_arrays(folder / "totals.safetensors", total.totals.arrays())
+        if self.config.raw:
+            save_arrays(self.scratch / RAW, dict(sorted(self.raw.items())))
         write_parquet(self._texts(), self.scratch / "texts.parquet")
         write_parquet(self._rendered(), self.scratch / "rendered.parquet")
         try:

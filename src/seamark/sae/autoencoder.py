@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seamark.errors import DataError, FormatError
 from seamark.sae import formats
-from seamark.sae.config import SAEConfig
+from seamark.sae.config import FitConfig, SAEConfig
 from seamark.sae.encoder import Encoder
 from seamark.sae.latents import Scale, SparseLatents
 from seamark.sae.ops import decode_rows
@@ -40,6 +40,27 @@ class SparseAutoencoder(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
         self.threshold = nn.Parameter(torch.zeros(config.d_sae)) if config.has_threshold else None
+
+    @classmethod
+    @torch.no_grad()
+    def untrained(cls, like: SparseAutoencoder | SAEConfig, seed: int = 0) -> SparseAutoencoder:
+        """An autoencoder as training starts it, for the same hookpoint: the control that shows what training adds.
+
+        Shape, k, normalisation and hookpoint are those of `like`; the weights are the tied unit-norm ones of `seed`.
+        Training takes its first b_dec from the middle of the first batch. That is no part of a dictionary, and without
+        it the latents would mostly tell what all positions have in common; so b_dec is `like`'s where `like` is an
+        autoencoder, and 0 where it is a config. `jumprelu` begins with `FitConfig`'s threshold; `batch_topk` has none
+        before training and becomes `topk_relu` of the same k.
+        """
+        config = like if isinstance(like, SAEConfig) else like.config
+        if config.activation == "batch_topk":
+            config = config.model_copy(update={"activation": "topk_relu"})
+        sae = cls(config, seed=seed)
+        if isinstance(like, SparseAutoencoder):
+            sae.b_dec.copy_(like.b_dec)
+        if sae.threshold is not None:
+            sae.threshold.fill_(FitConfig().initial_threshold)
+        return sae.eval()
 
     def preprocess(self, h_ND: Tensor) -> tuple[Tensor, Scale | None]:
         """h [n, d_in] as the autoencoder sees them, and what was taken away; `DataError` on a wrong width."""
