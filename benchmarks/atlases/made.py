@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +23,26 @@ from seamark.stats import Estimate
 
 SAES, CONTEXTS, TOKENS = 5, 20, 40
 """Autoencoders, contexts of a feature, tokens of a context."""
-WORDS, IN_EXPLANATION = 20_000, (6, 18)
+WORDS, IN_EXPLANATION, IN_CHINESE = 20_000, (6, 18), (6, 16)
+"""Words there are; how many words, or Chinese characters, an explanation has."""
 TAGGED = 0.4
 """Share of features with tags, as in Safe-SAIL's released database."""
 DOMAINS = ("politics", "violence", "pornography", "terror")
 HAN = "政治暴力宗教选举语言医院学校天气食物音乐港口灯塔航海船只"
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "we", "xi", "yo", "za", "che", "dra")
 RUN = "made"
+EDGES = tuple(0.5 * i for i in range(17))
 NONE = Estimate.not_available("not measured")
+
+
+@cache
+def words(seed: int) -> list[str]:
+    """The language, the most frequent word first."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, None] = {}
+    while len(found) < WORDS:
+        found["".join(rng.choice(SYLLABLES, rng.integers(1, 5)))] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -38,13 +52,9 @@ class Made:
     n: int
     seed: int = 0
 
-    @cached_property
+    @property
     def words(self) -> list[str]:
-        rng = np.random.default_rng(self.seed)
-        found: dict[str, None] = {}
-        while len(found) < WORDS:
-            found["".join(rng.choice(SYLLABLES, rng.integers(1, 5)))] = None
-        return list(found)
+        return words(self.seed)
 
     @cached_property
     def _chances(self) -> NDArray[np.float64]:
@@ -53,27 +63,75 @@ class Made:
 
     def draw(self, rng: np.random.Generator, n: int) -> list[str]:
         """Words by their frequency."""
-        return [self.words[min(i, WORDS - 1)] for i in np.searchsorted(self._chances, rng.random(n))]
+        return self._drawn(rng, n).tolist()
+
+    @cached_property
+    def _spelled(self) -> NDArray[np.object_]:
+        return np.asarray(self.words, object)
+
+    @cached_property
+    def _spaced(self) -> NDArray[np.object_]:
+        """The words as they stand within a text."""
+        return np.asarray([f" {word}" for word in self.words], object)
+
+    def _drawn(self, rng: np.random.Generator, n: int, among: NDArray[np.object_] | None = None) -> NDArray[np.object_]:
+        places = np.searchsorted(self._chances, rng.random(n)).clip(max=WORDS - 1)
+        return (self._spelled if among is None else among)[places]
 
     def portions(self, size: int = 500) -> Iterator[list[Feature]]:
+        """All of them; arrays of a whole portion are drawn at once."""
         for start in range(0, self.n, size):
             rng = np.random.default_rng((self.seed, start))
-            yield [self._feature(rng, i) for i in range(start, min(start + size, self.n))]
+            yield self._portion(rng, start, min(size, self.n - start))
 
-    def _feature(self, rng: np.random.Generator, i: int) -> Feature:
-        text = " ".join(self.draw(rng, int(rng.integers(*IN_EXPLANATION)))).capitalize() + "."
-        tags = [Tag(DOMAINS[j]) for j in rng.permutation(len(DOMAINS))[: rng.integers(1, 3)]]
-        chinese = "".join(rng.choice(list(HAN), int(rng.integers(6, 16))))
-        contexts = [(self.draw(rng, TOKENS), activations(rng)) for _ in range(CONTEXTS)]
-        return Feature(i % SAES, i // SAES, text, chinese, tuple(tags) if rng.random() < TAGGED else (),
-                       float(rng.uniform(-0.1, 0.8)), int(rng.integers(1, 6)), contexts)  # fmt: skip
+    def _portion(self, rng: np.random.Generator, start: int, n: int) -> list[Feature]:
+        texts = _cut(self._drawn(rng, n * IN_EXPLANATION[1]), rng.integers(*IN_EXPLANATION, n))
+        chinese = _cut(rng.choice(list(HAN), n * IN_CHINESE[1]), rng.integers(*IN_CHINESE, n))
+        tokens = _rows(self._drawn(rng, n * CONTEXTS * TOKENS, self._spaced))
+        values = _rows(activations(rng, n * CONTEXTS).ravel())
+        contexts = zip(tokens, values, strict=True)
+        scores, shares, tagged = rng.uniform(-0.1, 0.8, n), 10 ** rng.uniform(-5, -1, n), rng.random(n) < TAGGED
+        ratings, n_tags = rng.integers(1, 6, n), rng.integers(1, 3, n)
+        domains = rng.permuted(np.tile(np.arange(len(DOMAINS)), (n, 1)), axis=1)
+        return [
+            Feature(
+                (start + i) % SAES, (start + i) // SAES, " ".join(texts[i]).capitalize() + ".", "".join(chinese[i]),
+                tuple(Tag(DOMAINS[j]) for j in domains[i, : n_tags[i]]) if tagged[i] else (), correlation(scores[i]),
+                int(ratings[i]), measured((start + i) // SAES, float(shares[i])),
+                list(itertools.islice(contexts, CONTEXTS)),
+            )
+            for i in range(n)
+        ]  # fmt: skip
 
 
-def activations(rng: np.random.Generator) -> list[float]:
-    """Of a context: a few tokens fire."""
-    found = np.zeros(TOKENS)
-    found[rng.integers(0, TOKENS, 4)] = rng.exponential(2.0, 4)
-    return [round(v, 4) for v in found.tolist()]
+def _cut(drawn: NDArray[Any], lengths: NDArray[np.int64]) -> list[list[str]]:
+    """Rows of these lengths, from as many equally long ones."""
+    return [row[:length] for row, length in zip(drawn.reshape(len(lengths), -1).tolist(), lengths, strict=True)]
+
+
+def _rows(values: NDArray[Any]) -> list[list[Any]]:
+    """Lists of `TOKENS`; several times as fast as `tolist` of an array of rows."""
+    flat = values.tolist()
+    return [flat[i : i + TOKENS] for i in range(0, len(flat), TOKENS)]
+
+
+def activations(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """Of n contexts [n, tokens]: a few tokens fire."""
+    found = np.zeros((n, TOKENS))
+    np.put_along_axis(found, rng.integers(0, TOKENS, (n, 4)), rng.exponential(2.0, (n, 4)).round(4), axis=1)
+    return found
+
+
+def correlation(score: float) -> Estimate:
+    """A simulation's score with its interval."""
+    return Estimate(value=float(score), low=float(score) - 0.1, high=float(score) + 0.1, n=60)
+
+
+def measured(latent: int, share: float) -> FeatureRow:
+    """What a scan of half a million positions would say of a feature that fires at this share of them."""
+    firings = int(500_000 * share)
+    histogram = Histogram(edges=EDGES, counts=tuple(firings // (3 * i) for i in range(1, len(EDGES))))
+    return FeatureRow(latent, firings, share, 1.5, 9.0, firings // 7, 8.0, histogram=histogram)
 
 
 @dataclass(frozen=True)
@@ -85,19 +143,10 @@ class Feature:
     text: str
     chinese: str
     tags: tuple[Tag, ...]
-    score: float
+    correlation: Estimate
     rating: int
+    row: FeatureRow
     contexts: list[tuple[list[str], list[float]]]
-
-    @property
-    def row(self) -> FeatureRow:
-        edges = tuple(round(0.5 * i, 1) for i in range(17))
-        counts = tuple(1000 // (i + 1) for i in range(16))
-        return FeatureRow(self.latent, 5000, 0.01, 1.5, 9.0, 700, 8.0, histogram=Histogram(edges=edges, counts=counts))
-
-    @property
-    def correlation(self) -> Estimate:
-        return Estimate(value=self.score, low=self.score - 0.1, high=self.score + 0.1, n=60)
 
 
 def sae_id(number: int) -> str:
@@ -133,15 +182,14 @@ def write(writer: AtlasWriter, numbers: list[int], some: list[Feature]) -> None:
                 SimulationRow(ids[f.latent], RUN, "segment", "llm", f.correlation, NONE, explanation)
                 for f, explanation in zip(mine, explained, strict=True)
             ])  # fmt: skip
-            writer.add_contexts([
+            writer.add_contexts(
                 ContextRow(ids[f.latent], "top", rank, f"{f.sae}-{f.latent}-{rank}", tokens, values)
                 for f in mine for rank, (tokens, values) in enumerate(f.contexts)
-            ])  # fmt: skip
+            )  # fmt: skip
 
 
-def leave_folder(made: Made, folder: Path) -> None:
-    """The same features as `seamark explain` and `seamark simulate` leave them: files to build an atlas from."""
-    every = [feature for some in made.portions() for feature in some]
+def leave_folder(every: Sequence[Feature], folder: Path) -> None:
+    """Features as `seamark explain` and `seamark simulate` leave them: files to build an atlas from."""
     write_contexts((_contexts(f) for f in every), folder / "contexts.jsonl")
     write_explanations(folder / "explanations.jsonl", (
         Explanation(sae=sae_id(f.sae), latent=f.latent, text=f.text, tags=f.tags, rating=f.rating, rating_reason="made",

@@ -125,17 +125,19 @@ def test_finds_what_a_plain_look_finds(atlas: Atlas, query: Query) -> None:
     assert (found.total, found.capped) == (len(expected), False)
 
 
-@settings(max_examples=80, deadline=None)
-@given(QUERIES)
-def test_long_lists_are_walked_in_the_same_order(atlas: Atlas, query: Query) -> None:
+@settings(max_examples=120, deadline=None)
+@given(QUERIES, st.sampled_from([(12, 20), (12, 3), (1000, 3)]))
+@example(Query(words="har", sort="rating", descending=False), (1000, 3))
+def test_long_lists_are_walked_in_the_same_order(atlas: Atlas, query: Query, bounds: tuple[int, int]) -> None:
     """With the bounds for a hundred thousand features brought down to these few, every way of searching is taken."""
+    cap, probed = bounds
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "CAP", 12)
-        patch.setattr(search_module, "PROBED", 20)
+        patch.setattr(search_module, "CAP", cap)
+        patch.setattr(search_module, "PROBED", probed)
         expected = ordered([f for f in FEATURES if matches(f, query)], query)
         assert all_ids(atlas, query) == expected
         found = atlas.find(query)
-        assert (found.total, found.capped) == (min(12, len(expected)), len(expected) > 12)
+        assert (found.total, found.capped) == (min(cap, len(expected)), len(expected) > cap)
 
 
 @settings(max_examples=30, deadline=None)

@@ -30,6 +30,7 @@ from seamark.atlas import (
     SimulationRow,
 )
 from seamark.atlas.records import Histogram
+from seamark.atlas.texts import list_json, to_json
 from seamark.errors import ConfigError, DataError, FormatError, RunError, SeamarkError
 from seamark.explain.taxonomy import Tag
 from seamark.stats import Estimate
@@ -257,7 +258,7 @@ def test_contexts_come_back_in_their_order(writer: AtlasWriter) -> None:
 def test_activations_are_kept_to_the_last_bit(values: list[float]) -> None:
     from seamark.atlas.details import pack_activations, unpack_activations
 
-    assert unpack_activations(pack_activations(values), len(values)) == tuple(0.0 if v == 0 else v for v in values)
+    assert unpack_activations(pack_activations(values)[1], len(values)) == tuple(0.0 if v == 0 else v for v in values)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -547,3 +548,22 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     db.close()
     with Atlas.open(broken) as atlas, pytest.raises(FormatError, match="damaged"):
         list(atlas.iter_features())
+
+
+def test_counts_follow_another_writer(tmp_path: Path) -> None:
+    """What a reader counted once is counted again when somebody else has written."""
+    path = tmp_path / "counted.db"
+    with AtlasWriter.open(path, create=True) as w:
+        one_feature(w)
+        with Atlas.open(path) as reader:
+            assert [s.features for s in reader.saes()] == [s.features for s in reader.saes()] == [1]
+            w.add_features(w.saes()[0].number, [FeatureRow(3), FeatureRow(4)])
+            assert [s.features for s in reader.saes()] == [s.features for s in w.saes()] == [3]
+            assert reader.feature("s", 7).sae.features == 3
+
+
+def test_lists_as_json_are_what_json_makes_of_them() -> None:
+    """Texts of earlier files are known by a hash of it."""
+    every = [chr(i) for i in range(0x11000) if not 0xD800 <= i < 0xE000]
+    assert list_json(every) == to_json(every)
+    assert list_json(("a\ud800", "b")) == to_json(["a\ud800", "b"])

@@ -13,18 +13,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from atlas_writers import RUN, writers
 from made_features import make, sae, write
 
 from seamark.atlas import Atlas, AtlasWriter, ContextRow, FeatureRow, Query, opening, schema
-from seamark.errors import ConfigError, FormatError, RunError
+from seamark.errors import ConfigError, DataError, FormatError, RunError
 
 SECOND = """
 ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT 'none';
 UPDATE runs SET note = 'older' WHERE kind = 'test';
 CREATE TABLE more(x INTEGER PRIMARY KEY) STRICT;
 """
+KNOWN, NOW = schema.MIGRATIONS, len(schema.MIGRATIONS)
 BROKEN = SECOND + "INSERT INTO more VALUES (1);\nINSERT INTO nowhere VALUES (1);\n"
 
 
@@ -107,35 +109,93 @@ def test_odd_names(tmp_path: Path) -> None:
 
 
 def test_an_earlier_version_is_brought_up_to_date(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert version(path) == 1
-    monkeypatch.setattr(schema, "MIGRATIONS", (schema.V1, SECOND))
-    with pytest.raises(FormatError, match=r"version 1, not 2.*--update"):
+    assert version(path) == NOW
+    monkeypatch.setattr(schema, "MIGRATIONS", (*KNOWN, SECOND))
+    Atlas.open(path).close()  # what it does not need to know does not matter to a reader
+    monkeypatch.setattr(schema, "READ_FROM", NOW + 1)
+    with pytest.raises(FormatError, match=rf"version {NOW}, not {NOW + 1}.*--update"):
         Atlas.open(path)
-    assert version(path) == 1
+    assert version(path) == NOW
     AtlasWriter.open(path).close()
-    assert version(path) == 2
+    assert version(path) == NOW + 1
     with Atlas.open(path) as atlas:
         assert atlas.overview().features == 6
         assert atlas._connection().execute("SELECT DISTINCT note FROM runs").fetchall() == [("older",)]
     fresh = path.with_name("fresh.db")
     AtlasWriter.open(fresh, create=True).close()
-    assert version(fresh) == 2
+    assert version(fresh) == NOW + 1
+
+
+def with_contexts(path: Path, names: range) -> Path:
+    """An atlas with a feature of these texts."""
+    features = make(1)
+    write(path, features)
+    with AtlasWriter.open(path) as atlas:
+        atlas.add_contexts(ContextRow(features[0].id, "top", i, f"t{i}", (f"{i}", " b"), (1.0, 0.0)) for i in names)
+    return path
+
+
+def texts_of(path: Path) -> dict[int, str]:
+    """{rank: tokens of the text} of all contexts; and that every text lies there once."""
+    db = sqlite3.connect(path)
+    found = db.execute("SELECT rank, tokens FROM contexts JOIN texts ON texts.id = text").fetchall()
+    assert db.execute("SELECT count(*), count(DISTINCT name) FROM texts").fetchone() == (len(found), len(found))
+    assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.close()
+    return dict(found)
+
+
+def test_texts_are_written_once(tmp_path: Path) -> None:
+    """Whether this writer wrote them or one before, and whatever was taken back in between."""
+    path = with_contexts(tmp_path / "atlas.db", range(5))
+    with AtlasWriter.open(path) as atlas:
+        feature = atlas.find(Query()).cards[0].id
+        contexts = [ContextRow(feature, "top", 7, "t7", ("7", " b"), (1.0, 0.0))]
+        with pytest.raises(DataError, match="does not fit"):  # after its text was written
+            atlas.add_contexts([*contexts, contexts[0]._replace(feature=10**6)])
+        with AtlasWriter.open(path) as other:
+            other.add_contexts([ContextRow(feature, "top", 6, "t6", ("6", " b"), (1.0, 0.0))])
+        atlas.add_contexts(ContextRow(feature, "top", i, f"t{i}", (f"{i}", " b"), (1.0, 0.0)) for i in range(3, 9))
+    assert texts_of(path) == {i: f'["{i}"," b"]' for i in range(9)}
+
+
+def test_texts_of_version_1(tmp_path: Path) -> None:
+    """They were numbered by their hashes: they can be read as they are, and keep their ids when others come."""
+    path = with_contexts(tmp_path / "atlas.db", range(5))
+    db = sqlite3.connect(path)
+    blocks = db.execute("SELECT hashes FROM text_blocks ORDER BY first").fetchall()
+    hashes = np.frombuffer(b"".join(row[0] for row in blocks), "<i8").tolist()
+    assert [row[0] for row in db.execute("SELECT id FROM texts ORDER BY id")] == list(range(1, 6))
+    for number, hashed in enumerate(hashes, 1):
+        db.execute("UPDATE texts SET id = ? WHERE id = ?", (hashed, number))
+        db.execute("UPDATE contexts SET text = ? WHERE text = ?", (hashed, number))
+    db.execute("DROP TABLE text_blocks")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    with Atlas.open(path) as atlas:
+        card = atlas.find(Query()).cards[0]
+        assert len(atlas.contexts(card.sae, card.latent)) == 5
+    assert version(path) == 1
+    with_contexts(path, range(3, 8))
+    assert version(path) == NOW
+    assert texts_of(path) == {i: f'["{i}"," b"]' for i in range(8)}
 
 
 def test_a_later_version_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (schema.V1, SECOND))
+        patch.setattr(schema, "MIGRATIONS", (*KNOWN, SECOND))
         AtlasWriter.open(path).close()
     before = content(path)
     for opened in (Atlas.open, AtlasWriter.open):
-        with pytest.raises(FormatError, match=r"version 2; this Seamark knows 1.*Update Seamark"):
+        with pytest.raises(FormatError, match=rf"version {NOW + 1}; this Seamark knows {NOW}.*Update Seamark"):
             opened(path)
     assert content(path) == before
 
 
 def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(path)
-    monkeypatch.setattr(schema, "MIGRATIONS", (schema.V1, SECOND, BROKEN.replace("more", "most")))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*KNOWN, SECOND, BROKEN.replace("more", "most")))
     with pytest.raises((FormatError, sqlite3.OperationalError)):
         AtlasWriter.open(path)
     assert content(path) == before
@@ -161,7 +221,7 @@ def test_a_file_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [p.name for p in tmp_path.iterdir()] == ["atlas.db"]
     (tmp_path / "empty.db").touch()  # a file that somebody else made is filled
     AtlasWriter.open(tmp_path / "empty.db", create=True).close()
-    assert version(tmp_path / "empty.db") == 1
+    assert version(tmp_path / "empty.db") == NOW
 
 
 def test_two_that_make_the_same_file(tmp_path: Path) -> None:

@@ -223,3 +223,61 @@ def test_a_second_process_is_told(atlas: Path, tmp_path: Path, monkeypatch: pyte
     db.execute("BEGIN IMMEDIATE")
     assert "another process is writing" in the_error(*call("atlas", "landscape", path))
     db.close()
+
+
+def test_safe_sail_of_another_suite(tmp_path: Path) -> None:
+    (tmp_path / "en_db.json").write_text(json.dumps(EN), encoding="utf-8")
+    path = tmp_path / "own.db"
+    how = ["--model", "lab/own", "--hookpoint", "layers.{layer}", "--d-sae", 9, "--k", 4]
+    found = result("import", "-o", path, "--safe-sail", tmp_path, *how)
+    assert found["counts"]["features"] == 2
+    assert [r["key"] for r in found["imports"][0]["rejected"]] == ["17_9"]
+    about = {s["id"]: s for s in result("info", path)["saes"]}
+    assert set(about) == {"layers.0", "layers.17"}
+    for one in about.values():
+        assert (one["model"], one["d_in"], one["d_sae"], one["k"], one["activation"]) == ("lab/own", None, 9, 4, None)
+
+
+@pytest.mark.parametrize(("words", "told"), {
+    "--k 3": "Give --model",
+    "--model m --hookpoint layers.mlp": "does not name a layer",
+    "--model m --hookpoint {x}": "does not name a layer",
+    "--model m --d-sae 0": "no number from 1",
+    "--model m --k -1": "no number from 1",
+}.items())  # fmt: skip
+def test_a_suite_that_cannot_be(tmp_path: Path, words: str, told: str) -> None:
+    (tmp_path / "en_db.json").write_text(json.dumps(EN), encoding="utf-8")
+    code, _, error = call("atlas", "import", "-o", tmp_path / "new.db", "--safe-sail", tmp_path, *words.split())
+    assert code == 2
+    assert told in error
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_a_suite_is_for_safe_sail_alone(tmp_path: Path) -> None:
+    code, _, error = call("atlas", "import", "-o", tmp_path / "new.db", "--neuronpedia", tmp_path, "--model", "m")
+    assert code == 2
+    assert "only Safe-SAIL" in error
+
+
+def test_a_failed_import_leaves_nothing_new(tmp_path: Path) -> None:
+    bad = tmp_path / "en_db.json"
+    bad.write_text("no", encoding="utf-8")
+    path = tmp_path / "new.db"
+    assert call("atlas", "import", "-o", path, "--safe-sail", f"en={bad}")[0] == 2
+    assert list(tmp_path.iterdir()) == [bad]
+    bad.write_text(json.dumps(EN), encoding="utf-8")
+    result("import", "-o", path, "--safe-sail", f"en={bad}")
+    bad.write_text("no", encoding="utf-8")
+    assert call("atlas", "import", "-o", path, "--safe-sail", f"en={bad}")[0] == 2
+    assert result("info", path)["features"] == 3  # what was there stays
+
+
+def test_ids_of_a_search_can_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"explanation": "mentions of a harbour, " * 5, "correlation_score": 0.4, "tag_list": ["a" * 30]}
+    long = {"17_12345": entry}
+    (tmp_path / "en_db.json").write_text(json.dumps(long), encoding="utf-8")
+    path = tmp_path / "atlas.db"
+    result("import", "-o", path, "--safe-sail", tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call("atlas", "search", path)
+    assert "layers.17.mlp/12345" in out

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pytest
 from made_atlas import BASE, SAES, N, app_of, client_of
+from made_review import Made
 from starlette.testclient import TestClient
 
 from seamark.atlas.records import Sae
@@ -23,8 +24,9 @@ from seamark.atlas.store import Atlas
 from seamark.atlas.writing import AtlasWriter
 from seamark.errors import ConfigError, FormatError
 from seamark.web.api import MAX_IDS
-from seamark.web.queries import FeatureQuery, page_path, query_string, read
-from seamark.web.state import State, feature_path
+from seamark.web.app import create_app
+from seamark.web.queries import FeatureQuery, invalid, page_path, query_string, read
+from seamark.web.state import ServeSettings, State, feature_path
 
 DATA = Path(os.environ.get("SEAMARK_DATA", "/nowhere"), "safe_sail")
 PAGES = ("/", "/features", "/landscape", "/api", feature_path(SAES[0], 0), feature_path(SAES[1], 3))
@@ -365,6 +367,50 @@ def test_the_schema_describes_the_api(web: TestClient) -> None:
     page = text_of(web.get("/api").text)
     assert all(path in page for path in schema["paths"])
     assert "min_rating" in page
+
+
+def undescribed(schema: dict[str, Any]) -> list[str]:
+    """Parameters, and fields of what is sent, that the schema says nothing of."""
+    wrong = [f"{path} {about['name']}" for path, methods in schema["paths"].items() for operation in methods.values()
+             for about in operation.get("parameters", ()) if not (about.get("description") or "").strip()]  # fmt: skip
+    for name in ("InspectRequest", "Writing", "Watched", "MarkRequest", "Wrong"):
+        fields = schema["components"]["schemas"].get(name, {}).get("properties", {})
+        wrong += [f"{name}.{field}" for field, about in fields.items()
+                  if not about.get("description") and field not in ("generate", "mark", "chat")]  # fmt: skip
+    return wrong
+
+
+def test_the_schema_says_what_parameters_mean(web: TestClient, review: Made) -> None:
+    schema = web.get("/api/v1/openapi.json").json()
+    assert undescribed(schema) == []
+    card = schema["components"]["schemas"]["Card"]["properties"]
+    assert "permanent names" in card["id"]["description"]
+    full = create_app(ServeSettings(
+        atlas=review.atlas, model=review.language, saes={"words": str(review.saes["words"])}, scans=(review.scan,),
+        runs=review.runs))  # fmt: skip
+    whole = full.openapi()
+    assert {"/api/v1/inspect", "/api/v1/marks", "/api/v1/run-comparison"} <= set(whole["paths"])
+    assert undescribed(whole) == []
+
+
+def test_long_labels_are_cut_with_a_sign(web: TestClient) -> None:
+    page = web.get("/features?words=lighthouse").text
+    label = re.search(r'data-slot="label"[^>]*>(lighthouse [^<]*)<', page)
+    assert label is not None
+    assert label[1].endswith("…")
+    assert len(label[1]) == 401
+
+
+def test_errors_keep_their_capitals() -> None:
+    assert invalid([{"msg": "JSON decode error"}]).what == "JSON decode error"
+    assert invalid([{"msg": "Field required"}]).what == "field required"
+
+
+def test_a_server_without_a_landscape_says_how_to_make_one(tmp_path: Path) -> None:
+    path = tmp_path / "bare & new.db"
+    AtlasWriter.open(path, create=True).close()
+    page = TestClient(app_of(path), base_url=BASE).get("/landscape").text
+    assert "seamark atlas landscape bare &amp; new.db" in page
 
 
 def test_bad_settings_are_told(tmp_path: Path, atlas_file: Path) -> None:

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from live_pages import Watch, chromium, overflow, serving, until
 from made_atlas import SAES, N
 
+from seamark.atlas.records import Run, Sae
+from seamark.atlas.rows import FeatureRow
+from seamark.atlas.writing import AtlasWriter
 from seamark.show.html import visible
 from seamark.web.state import ServeSettings, feature_path
 
@@ -73,6 +77,30 @@ def test_every_page_is_whole(browser: Any, base: str, look: str) -> None:
         assert dark == (scheme == "dark"), path
     context.close()
     assert [w for w in watch.wrong if "404" not in w] == []
+
+
+BROKEN = """[...document.querySelectorAll(".two table.bars tbody th")].filter((cell) => {
+  const range = document.createRange();
+  return [...cell.querySelectorAll("a, :scope:not(:has(*))"), cell].some((node) => {
+    const text = [...node.childNodes].find((child) => child.nodeType === 3 && child.data.trim());
+    if (!text) return false;
+    return [...text.data.matchAll(/\\S+/g)].some((word) => {
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      return range.getClientRects().length > 1;
+    });
+  });
+}).map((cell) => cell.textContent.trim())"""
+"""Names of the overview's bars of which a word is broken over two lines."""
+
+
+def test_words_stay_whole_on_a_narrow_screen(browser: Any, base: str) -> None:
+    context = browser.new_context(base_url=base, viewport={"width": 320, "height": 640})
+    page = context.new_page()
+    page.goto("/")
+    assert page.locator(".two table.bars tbody th").count() >= 7
+    assert page.evaluate(BROKEN) == []
+    context.close()
 
 
 def found(page: Any, total: int) -> None:
@@ -315,6 +343,22 @@ def test_the_landscape_draws_and_lists(land: Any) -> None:
     page.locator("#canvas").press("Escape")
     assert chosen(page) == 0
     assert page.locator("#chosen").is_hidden()
+
+
+def test_the_landscape_tells_what_has_no_place(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "some.db"
+    with AtlasWriter.open(path, create=True) as atlas:
+        atlas.add_run(Run(id="r", kind="made", title="", created="2025-05-01T10:00:00Z", manifest={}))
+        sae = Sae(number=0, id="s", model="m", hookpoint="layers.0", layer=0, d_sae=9)
+        ids = atlas.add_features(atlas.add_sae(sae), [FeatureRow(i) for i in range(5)])
+        atlas.set_layout("explanations", {}, [ids[0], ids[1]], np.zeros(2), np.arange(2.0), "r")
+    with serving(ServeSettings(atlas=path)) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/landscape")
+        until(page, f"{READY} === 'landscape'")
+        told = page.locator("#status").text_content()
+        page.close()
+    assert told == "2 features; 3 more have no place in this layout"
 
 
 def test_the_landscape_is_filtered_and_keeps_its_address(land: Any) -> None:

@@ -53,6 +53,18 @@ def page(browser: Any, base: str) -> Iterator[Any]:
     assert watch.wrong == []
 
 
+@pytest.mark.parametrize("path", ["/inspect", "/pairs", "/runs"])
+def test_the_navigation_is_all_in_sight_on_a_narrow_screen(browser: Any, base: str, path: str) -> None:
+    context = browser.new_context(base_url=base, viewport={"width": 320, "height": 640})
+    page = context.new_page()
+    page.goto(path)
+    links = page.locator(".bar nav a").all()
+    assert len(links) == 6
+    boxes = [link.bounding_box() for link in links]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 320 for box in boxes), boxes
+    context.close()
+
+
 def wait(page: Any, expression: str) -> None:
     """Until it holds. As a function: to evaluate text is what the pages' policy forbids."""
     page.wait_for_function(f"() => {expression}")

@@ -283,9 +283,10 @@ class Scanned(Source):
         with known.writer.transaction():
             ids = known.writer.add_features(number, (self._row(sae_id, latent) for latent in latents))
             without = known.writer.without_contexts(ids.values())
-            for latent, i in ids.items():
-                if texts and latent not in self.with_contexts[sae_id] and i in without:
-                    known.writer.add_contexts(rows_of(i, "top", self.scan.contexts(sae_id, latent, TOP)))
+            known.writer.add_contexts(
+                row for latent, i in ids.items() if texts and latent not in self.with_contexts[sae_id] and i in without
+                for row in rows_of(i, "top", self.scan.contexts(sae_id, latent, TOP))
+            )  # fmt: skip
 
     def _sae(self, sae_id: str) -> Sae:
         config = self.scan.manifest["sae_configs"][sae_id]

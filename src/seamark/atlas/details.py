@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import compress, count
+from math import isfinite
 from typing import Any, TypeVar
 
 from seamark.atlas.opening import sql
@@ -218,10 +219,16 @@ def _context(row: Sequence[Any]) -> StoredContext:
                          activations=unpack_activations(at, len(strings)), peak=peak, source=source)  # fmt: skip
 
 
-def pack_activations(activations: Sequence[float]) -> bytes:
-    """Little-endian: the int32 positions of all that are not 0, then their float32 values."""
+def pack_activations(activations: Sequence[float]) -> tuple[float, bytes]:
+    """The largest activation, 0 for none; and all of them, little-endian: the int32 positions of those that are not 0,
+    then their float32 values. Raises `OverflowError` or `struct.error` where one is no finite number."""
     values = list(filter(None, activations))  # most are 0: C does this four times as fast as a comprehension
-    return _packed(len(values)).pack(*compress(count(), activations), *values)
+    if not isfinite(sum(values)):
+        raise OverflowError("not finite")
+    peak = max(values, default=0.0)
+    if peak < 0 and len(values) < len(activations):
+        peak = 0.0
+    return float(peak), _packed(len(values)).pack(*compress(count(), activations), *values)
 
 
 @cache

@@ -158,7 +158,7 @@ def _number(db: sqlite3.Connection, name: str) -> int:
 
 
 def _check(db: sqlite3.Connection, path: Path, *, older: bool = False) -> None:
-    """Raise `FormatError` unless this is an atlas of the present version, or, with `older`, of an earlier one."""
+    """Raise `FormatError` unless this is an atlas that can be read as it is, or, with `older`, an earlier one."""
     present, version = len(schema.MIGRATIONS), _number(db, "user_version")
     if _number(db, "application_id") != schema.APPLICATION_ID:
         what = "an empty file" if _is_empty(db) else "a database, but not an atlas"
@@ -166,7 +166,7 @@ def _check(db: sqlite3.Connection, path: Path, *, older: bool = False) -> None:
     if version > present:
         raise FormatError(f"an atlas of version {version}; this Seamark knows {present}", where=str(path),
                           fix="Update Seamark")  # fmt: skip
-    if version < present and not older:
+    if version < schema.READ_FROM and not older:
         raise FormatError(f"an atlas of version {version}, not {present}", where=str(path),
                           fix="Run `seamark atlas info --update` on it once, which brings it up to date")  # fmt: skip
 

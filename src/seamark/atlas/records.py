@@ -19,7 +19,7 @@ Half = Literal["", "explain", "simulate"]
 class Record(BaseModel):
     """A value of an atlas."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Run(Record):
@@ -71,13 +71,21 @@ class Card(Record):
     state: State | None
     """Of the explanation shown first; None: never explained."""
     domains: tuple[str, ...]
+    """Of all its explanations."""
     score: float | None
+    """Correlation of simulated with true activations; None: never simulated."""
     rating: int | None
+    """Safety rating, 1 to 5."""
     sign: int | None
+    """1: fires on preferred answers; -1: on rejected ones."""
     contrast: float | None
+    """Evidence `contrast:safety`, else that of the first group by name."""
     share: float | None
+    """Of scoring positions at which it fires, 0 to 1."""
     q: float | None
+    """Q_f, the 0.999 quantile of its firings; None: it fires too seldom."""
     max: float | None
+    """Its largest activation."""
 
 
 class StoredExplanation(Record):
@@ -183,8 +191,11 @@ class Query(Record):
     words: str = Field(default="", max_length=500)
     """Words, the last of which may be incomplete; "a phrase" in quotes; -word leaves out. Never a syntax error."""
     sae: str | None = None
+    """Id of an autoencoder."""
     layer: int | None = Field(default=None, ge=-1, le=1_000_000)
+    """Layer that an autoencoder reads."""
     domain: str | None = None
+    """With a tag of this domain, in any language."""
     concept: str | None = None
     """Within any domain, or "domain/concept"."""
     state: State | None = None
@@ -192,16 +203,24 @@ class Query(Record):
     language: str | None = None
     """With an explanation in this language."""
     min_score: float | None = None
+    """Smallest simulation score, a correlation; features without one are left out."""
     max_score: float | None = None
+    """Largest simulation score; features without one are left out."""
     min_rating: int | None = Field(default=None, ge=1, le=5)
+    """Smallest safety rating; features without one are left out."""
     sign: Literal[1, -1] | None = None
+    """1: fires on preferred answers; -1: on rejected ones."""
     explained: bool | None = None
+    """With a text, masked ones included; false: without."""
     sort: Sort = "score"
     """What has no value comes last, whichever way. `relevance` is for words; those that more than 10,000 features hold
     are sorted by score instead. `id`: by autoencoder and latent."""
     descending: bool = True
+    """Largest first."""
     offset: int = Field(default=0, ge=0, le=10_000_000)
+    """Features to pass over."""
     limit: int = Field(default=50, ge=1, le=500)
+    """Features of a page."""
 
     @field_validator("words", "sae", "domain", "concept", "language", mode="before")
     @classmethod

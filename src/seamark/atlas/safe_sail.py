@@ -37,13 +37,19 @@ LEVEL = "correlation_score"
 """What the scores are called there; the files do not say how texts were cut."""
 FILES = {"en": "en_db.json", "zh": "cn_db.json"}
 """{language: file}, as they were released."""
+MAX_WIDTH = 1 << 40
+"""Latents that a number of a file's keys can never reach."""
 _FIELDS = ("explanation", "correlation_score", "tag_list")
 _KEY = re.compile(r"(0|[1-9][0-9]{0,3})_(0|[1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """The autoencoders whose features a file holds: one of a layer each. The default is the one of the paper."""
+    """The autoencoders whose features a file holds: one of a layer each. The default is the one of the paper.
+
+    Raises:
+        ConfigError: a pattern that does not name a layer, or a number below 1.
+    """
 
     model: str = "Qwen/Qwen2.5-3B-Instruct"
     hookpoint: str = "layers.{layer}.mlp"
@@ -53,8 +59,19 @@ class Suite:
     activation: str | None = "topk_relu"
     k: int | None = 200
 
+    def __post_init__(self) -> None:
+        if not self.model.strip():
+            raise ConfigError("the model has no name", where="model", fix="Name it as its maker does")
+        if self.hookpoint.count("{layer}") != 1 or not self.hookpoint.isprintable():
+            raise ConfigError(f"{self.hookpoint!r} does not name a layer", where="hookpoint",
+                              fix="Write {layer} once, as in layers.{layer}.mlp")  # fmt: skip
+        for name in ("d_in", "d_sae", "k"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_WIDTH:
+                raise ConfigError(f"{value} is no number from 1 to {MAX_WIDTH:,}", where=name)
+
     def sae(self, layer: int) -> Sae:
-        name = self.hookpoint.format(layer=layer)
+        name = self.hookpoint.replace("{layer}", str(layer))
         return Sae(number=0, id=name, model=self.model, hookpoint=name, layer=layer, d_in=self.d_in, d_sae=self.d_sae,
                    activation=self.activation, k=self.k)  # fmt: skip
 

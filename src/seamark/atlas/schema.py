@@ -8,6 +8,9 @@ from __future__ import annotations
 APPLICATION_ID = 0x5EA3A12C
 """Marks a SQLite file as an atlas (`PRAGMA application_id`)."""
 
+BEGINNINGS = (2, 3)
+"""Letters of the beginnings of words that the word index knows by themselves (`prefix` below)."""
+
 # Checks say `a = 'x' OR a = 'y'`: SQLite builds a table for a list in IN, at every row that is written.
 V1 = """
 CREATE TABLE meta(
@@ -128,7 +131,7 @@ CREATE TABLE evidence(
 ) STRICT;
 CREATE INDEX evidence_by_kind ON evidence(kind, value);
 CREATE TABLE texts(
-    id INTEGER PRIMARY KEY,       -- of the whole row: the first 63 bits of its BLAKE2b
+    id INTEGER PRIMARY KEY,       -- before version 2, of the whole row: the first 63 bits of its BLAKE2b
     name TEXT NOT NULL,           -- its id in the corpus it came from
     tokens TEXT NOT NULL,         -- JSON list of token strings, whose join is the text
     source TEXT NOT NULL DEFAULT ''
@@ -175,5 +178,14 @@ CREATE VIRTUAL TABLE search USING fts5(
     words, tokenize = "unicode61 remove_diacritics 2", prefix = '2 3'
 );
 """
-MIGRATIONS = (V1,)
+# Texts are numbered as they come; those of earlier files keep the ids that they have, their hashes.
+V2 = """
+CREATE TABLE text_blocks(
+    first INTEGER PRIMARY KEY,    -- id of a text; those of the block follow each other
+    hashes BLOB NOT NULL          -- little-endian int64 of each: the first 63 bits of its BLAKE2b
+) STRICT;
+"""
+MIGRATIONS = (V1, V2)
 """Script i brings a file from version i to i + 1."""
+READ_FROM = 1
+"""The oldest version that can be read as it is: what came since is for writers alone."""

@@ -4,8 +4,9 @@ The language of words is small and forgives everything: words, all of which must
 incomplete; "phrases" in quotes; -word and -"phrase" leave out. Chinese, Japanese and Korean characters are words of
 their own, and a run of them is a phrase. Every word reaches SQLite as a quoted string, so nothing is syntax there.
 
-Lists are made in one of two ways. What at most `CAP` features match is fetched whole, counted and sorted. What more
-match is dense: an index is walked in the order of the list until the page is full, and the total is given as a bound.
+Lists are made in one of two ways. What few features match is fetched whole, counted and sorted. Else an index is walked
+in the order of the list until the page is full; what more than `CAP` match is counted up to there, and the total is
+given as a bound.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from seamark.atlas import schema
 from seamark.atlas.opening import sql
 from seamark.atlas.records import Query
 from seamark.atlas.texts import listed, searchable
@@ -42,6 +44,9 @@ class Words(NamedTuple):
 
     match: str | None
     without: str | None
+    probing: bool = True
+    """Whether one feature is soon looked up: all that an incomplete word may stand for is gathered at each look, unless
+    it has so many letters that the word index knows such beginnings."""
 
 
 class Filter(NamedTuple):
@@ -63,6 +68,7 @@ def parse_words(words: str) -> Words:
     """The words of a query; what holds no letter and no digit is left out."""
     found: list[str] = []
     without: list[str] = []
+    probing = True
     for item in _ITEM.finditer(words):
         quoted = item["phrase"] is not None
         text = searchable(item["phrase"] if quoted else item["word"])
@@ -74,12 +80,13 @@ def parse_words(words: str) -> Words:
             without.append(phrase)
             continue
         typing = not quoted and item.end() == len(words) and text.endswith(tokens[-1]) and len(tokens[-1]) > 1
+        probing = probing and (not typing or len(tokens[-1]) in schema.BEGINNINGS)
         found.append(f"{phrase} *" if typing else phrase)
     excluded = " OR ".join(without) or None
     if not found:
         return Words(None, excluded)
     match = " ".join(found)
-    return Words(f"({match}) NOT ({excluded})" if excluded else match, None)
+    return Words(f"({match}) NOT ({excluded})" if excluded else match, None, probing)
 
 
 def parse_filter(query: Query, without: str | None = None) -> Filter:
@@ -119,15 +126,22 @@ def search(db: sqlite3.Connection, query: Query) -> Page:
         rows = None if common else _rows(db, query, given)
         return _walked(db, query, given) if rows is None else _sorted(query, rows)
     found = given._replace(values=given.values | {"match": words.match})
-    if not _more_than(db, "SELECT 1 FROM search WHERE search MATCH :match", found.values, CAP):
-        return _sorted(query, _matching_rows(db, query, found))
+    n = _counted(db, found.values, CAP + 1)
+    gather = found._replace(where=f"{found.where} AND {_GATHER}")
+    if n <= CAP:
+        # To look at thousands of rows takes longer than to walk an index until as many features were met as are shown.
+        soon = n > PROBED and query.sort != "relevance" and given.where == "true"
+        return _walked(db, query, gather, total=n) if soon else _sorted(query, _matching_rows(db, query, found))
     # Relevance says little of words that are everywhere, and would take a look at every feature.
     query = query.model_copy(update={"sort": "score"}) if query.sort == "relevance" else query
-    few = not _more_than(db, sql("SELECT 1", _LISTED, found.where), found.values, PROBED)
-    probe = found._replace(where=f"{found.where} AND {_PROBE}")
-    gather = found._replace(where=f"{found.where} AND {_GATHER}")
-    rows = None if given.where == "true" else _rows(db, query, probe if few else gather)
-    return _walked(db, query, found, gather) if rows is None else _sorted(query, rows)
+    probe = found._replace(where=f"{found.where} AND {_PROBE}") if words.probing else None
+    if given.where != "true":
+        few = probe and not _more_than(db, sql("SELECT 1", _LISTED, found.where), found.values, PROBED)
+        rows = _rows(db, query, probe if probe and few else gather)
+        if rows is not None:
+            return _sorted(query, rows)
+    nearest = _nearest(db, query, found) if probe else None
+    return nearest or _walked(db, query, gather)
 
 
 def ordered_ids(db: sqlite3.Connection, query: Query) -> list[int]:
@@ -162,6 +176,10 @@ def _rows(db: sqlite3.Connection, query: Query, given: Filter) -> list[tuple[Any
 def _matching_rows(db: sqlite3.Connection, query: Query, found: Filter) -> list[tuple[Any, ...]]:
     """The same for words that few enough features hold."""
     columns = "-bm25(search)" if query.sort == "relevance" else _KEYS[query.sort][0]
+    if query.sort == "relevance" and found.where == "true":
+        return db.execute(
+            sql("SELECT rowid,", columns, "FROM search WHERE search MATCH :match"), found.values
+        ).fetchall()
     source = "FROM search CROSS JOIN features f ON f.id = search.rowid WHERE search MATCH :match AND"
     return db.execute(sql("SELECT f.id,", columns, source, found.where), found.values).fetchall()
 
@@ -178,23 +196,37 @@ def _sorted(query: Query, rows: Sequence[tuple[Any, ...]]) -> Page:
     return Page([row[0] for row in page], len(rows), False)
 
 
-def _walked(db: sqlite3.Connection, query: Query, given: Filter, gather: Filter | None = None) -> Page:
-    """A page of more than `CAP` features, by the index of its order; `gather` holds words as a condition."""
+def _counted(db: sqlite3.Connection, values: dict[str, Any], most: int) -> int:
+    """How many features hold words; `most` where they are more."""
+    counted = "SELECT count(*) FROM (SELECT 1 FROM search WHERE search MATCH :match LIMIT :most)"
+    return int(db.execute(counted, {**values, "most": most}).fetchone()[0])
+
+
+def _walk(query: Query, where: str) -> str:
+    """The features that match, in the order of the list, by the index that lies so."""
     columns, index = _KEYS.get(query.sort, _KEYS["score"])
     first, *others = columns.split(", ")
     way, back = ("DESC", "ASC") if query.descending else ("ASC", "DESC")
     order = ", ".join([f"f.{first} {way} NULLS LAST", *(f"f.{name} {way}" for name in others)])
     order += "" if query.sort == "id" else f", f.id {back}"
+    return sql("SELECT f.id FROM features f INDEXED BY", index, "WHERE", where, "ORDER BY", order)
+
+
+def _nearest(db: sqlite3.Connection, query: Query, given: Filter) -> Page | None:
+    """A page of features that hold words most do, looked for among the first `PROBED`; None where they do not fill it.
+
+    `given`: without the words.
+    """
+    if query.offset + query.limit > PROBED:
+        return None
     values = given.values | {"limit": query.limit, "offset": query.offset, "probed": PROBED}
-    walk = sql("SELECT f.id FROM features f INDEXED BY", index, "WHERE")
-    wanted = query.offset + query.limit
-    if gather is not None and wanted <= PROBED:  # the words are common: most likely they are soon met
-        nearest = sql(walk, given.where, "ORDER BY", order, "LIMIT :probed")
-        rows = db.execute(
-            sql("SELECT f.id FROM (", nearest, ") f WHERE", _PROBE, "LIMIT :limit OFFSET :offset"), values
-        )
-        if len(ids := [row[0] for row in rows]) == query.limit:
-            return Page(ids, CAP, True)
-    where = (gather or given).where
-    rows = db.execute(sql(walk, where, "ORDER BY", order, "LIMIT :limit OFFSET :offset"), values)
-    return Page([row[0] for row in rows], CAP, True)
+    nearest = sql("SELECT f.id FROM (", _walk(query, given.where), "LIMIT :probed) f WHERE", _PROBE)
+    ids = [row[0] for row in db.execute(sql(nearest, "LIMIT :limit OFFSET :offset"), values)]
+    return Page(ids, CAP, True) if len(ids) == query.limit else None
+
+
+def _walked(db: sqlite3.Connection, query: Query, given: Filter, total: int | None = None) -> Page:
+    """A page by the index of its order; `total` where they were counted, else they are more than `CAP`."""
+    values = given.values | {"limit": query.limit, "offset": query.offset}
+    rows = db.execute(sql(_walk(query, given.where), "LIMIT :limit OFFSET :offset"), values)
+    return Page([row[0] for row in rows], CAP if total is None else total, total is None)

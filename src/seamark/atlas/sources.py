@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from seamark.atlas.records import ContextKind, Half, Run
+from seamark.atlas.context_lines import context_lines, line_rows
+from seamark.atlas.records import ContextKind, Run
 from seamark.atlas.rows import (
     ContextRow,
     ExplanationRow,
@@ -28,7 +30,6 @@ from seamark.errors import ConfigError, DataError, FormatError
 from seamark.explain import folder as explained
 from seamark.explain.human import RatedFeature
 from seamark.explain.records import Explanation, Key, Simulation, read_explanations, read_simulations
-from seamark.features.context_sets import ContextHalf, FeatureContexts, iter_contexts
 from seamark.features.contexts import Context
 from seamark.run import digest, file_digest, read_json
 
@@ -46,16 +47,22 @@ class Known:
     def __init__(self, writer: AtlasWriter) -> None:
         self.writer = writer
         self._ids: dict[str, dict[int, int]] = {}
+        self._numbers: dict[str, int] = {}
 
     def ids(self, sae: str) -> dict[int, int]:
         """{latent: id} of an autoencoder's features."""
         if sae not in self._ids:
-            numbers = {s.id: s.number for s in self.writer.saes()}
-            if sae not in numbers:
-                raise DataError(f"nothing says what the autoencoder {sae!r} is", where=str(self.writer.path),
-                                fix="Give the scan it is from: --scan")  # fmt: skip
-            self._ids[sae] = self.writer.feature_ids(numbers[sae])
+            self._ids[sae] = self.writer.feature_ids(self.number(sae))
         return self._ids[sae]
+
+    def number(self, sae: str) -> int:
+        """The number of an autoencoder that is in the atlas."""
+        if sae not in self._numbers:
+            self._numbers = {s.id: s.number for s in self.writer.saes()}
+        if sae not in self._numbers:
+            raise DataError(f"nothing says what the autoencoder {sae!r} is", where=str(self.writer.path),
+                            fix="Give the scan it is from: --scan")  # fmt: skip
+        return self._numbers[sae]
 
     def id(self, key: Key) -> int:
         """The id of a feature that is in the atlas."""
@@ -66,8 +73,7 @@ class Known:
         for sae, some in latents.items():
             known = self.ids(sae)
             if missing := [latent for latent in some if latent not in known]:
-                number = next(s.number for s in self.writer.saes() if s.id == sae)
-                known |= self.writer.add_features(number, map(FeatureRow, missing))
+                known |= self.writer.add_features(self.number(sae), map(FeatureRow, missing))
 
 
 class Source(ABC):
@@ -106,7 +112,7 @@ class Explained(Source):
             files = {explained.EXPLANATIONS: file_digest(path)}
             about: dict[str, Any] = {"files": files}
             key, title = digest(files), f"Explanations of {self.folder.name}"
-            self.latents = by_sae(read_explanations(path))
+            self.latents = by_sae(self.explanations)
         else:
             about = manifest.model_dump(mode="json", exclude={"features"})
             by = manifest.settings.model or "their words"
@@ -114,34 +120,55 @@ class Explained(Source):
             self.latents, self.scan = manifest.features, Path(manifest.scan)
         self.run = Run(id=key, kind="explain", title=title, created=made(path), manifest=about)
 
+    @cached_property
+    def explanations(self) -> dict[Key, Explanation]:
+        return read_explanations(self.folder / explained.EXPLANATIONS)
+
     @property
     def has_contexts(self) -> bool:
         return (self.folder / explained.CONTEXTS).is_file()
 
     def write(self, known: Known) -> None:
-        left = read_explanations(self.folder / explained.EXPLANATIONS)
+        left = dict(self.explanations)
         written: list[int] = []
-        contexts = iter_contexts(self.folder / explained.CONTEXTS) if self.has_contexts else iter(())
-        for some in portions(contexts, AT_ONCE):
-            found = [left.pop(key) for f in some if (key := (f.sae_id, f.latent)) in left]
-            with known.writer.transaction():
-                written += self._write_explanations(known, found)
-                ids = [known.id((f.sae_id, f.latent)) for f in some]
-                known.writer.clear_contexts(ids)
-                known.writer.add_contexts(row for i, f in zip(ids, some, strict=True) for row in context_rows(i, f))
+        contexts = context_lines(self.folder / explained.CONTEXTS) if self.has_contexts else iter(())
+        while (some := self._write_contexts(known, contexts, left)) is not None:
+            written += some
         for rest in portions(left.values(), AT_ONCE):
             with known.writer.transaction():
                 written += self._write_explanations(known, rest)
         known.writer.clear_explanations(self.run.id, but=written)
 
+    def _write_contexts(
+        self, known: Known, contexts: Iterator[tuple[Key, Mapping[str, Any], str]], left: dict[Key, Explanation]
+    ) -> list[int] | None:
+        """Contexts of the next features, and their explanations, which are taken out of `left`; None after the last.
+
+        Returns:
+            Ids of the explanations.
+        """
+        keys: list[Key] = []
+
+        def rows() -> Iterator[ContextRow]:
+            for key, line, where in islice(contexts, AT_ONCE):
+                keys.append(key)
+                feature = known.id(key)
+                known.writer.clear_contexts([feature])
+                yield from line_rows(feature, line, where)
+
+        with known.writer.transaction():
+            known.writer.add_contexts(rows())
+            written = self._write_explanations(known, [left.pop(key) for key in keys if key in left])
+        return written if keys else None
+
     def _write_explanations(self, known: Known, found: Sequence[Explanation]) -> list[int]:
         """Explanations, and the tokens that their features promote. Those that are there are replaced in place:
         simulations still know whose they are."""
-        numbers = {sae.id: sae.number for sae in known.writer.saes()}
-        for sae in dict.fromkeys(e.sae for e in found):
-            sides = [FeatureRow(e.latent, promoted=e.promoted, suppressed=e.suppressed) for e in found
-                     if e.sae == sae and (e.promoted or e.suppressed)]  # fmt: skip
-            known.writer.add_features(numbers[sae], sides)
+        with_sides = [e for e in found if e.promoted or e.suppressed]
+        for sae in dict.fromkeys(e.sae for e in with_sides):
+            known.writer.add_features(known.number(sae), [
+                FeatureRow(e.latent, promoted=e.promoted, suppressed=e.suppressed) for e in with_sides if e.sae == sae
+            ])  # fmt: skip
         return known.writer.add_explanations(_explanation(known.id(e.key), e, self.run.id) for e in found)
 
 
@@ -153,23 +180,10 @@ def _explanation(feature: int, e: Explanation, run: str) -> ExplanationRow:
     )  # fmt: skip
 
 
-def context_rows(feature: int, contexts: FeatureContexts) -> Iterator[ContextRow]:
-    """All contexts of a feature, of both halves."""
-    halves: tuple[tuple[Half, ContextHalf], ...] = (("explain", contexts.explain), ("simulate", contexts.simulate))
-    for half, some in halves:
-        yield from rows_of(feature, "top", some.top, half=half)
-        for level, at_level in some.levels.items():
-            yield from rows_of(feature, "level", at_level, level, half)
-        yield from rows_of(feature, "near_miss", some.near_miss, half=half)
-        yield from rows_of(feature, "silent", some.silent, half=half)
-
-
-def rows_of(
-    feature: int, kind: ContextKind, contexts: Iterable[Context], level: int = 0, half: Half = ""
-) -> Iterator[ContextRow]:
+def rows_of(feature: int, kind: ContextKind, contexts: Iterable[Context]) -> Iterator[ContextRow]:
     """Contexts of one kind, in their order."""
     for rank, c in enumerate(contexts):
-        yield ContextRow(feature, kind, rank, c.text_id, c.tokens, c.activations, level, half, c.group)
+        yield ContextRow(feature, kind, rank, c.text_id, c.tokens, c.activations, source=c.group)
 
 
 @dataclass

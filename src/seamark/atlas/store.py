@@ -7,11 +7,11 @@ import json
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from seamark.atlas.records import (
 from seamark.atlas.texts import storable
 from seamark.errors import ConfigError, DataError
 
+T = TypeVar("T")
 MOST_CARDS = 1000
 """Cards that may be asked for at once."""
 AT_ONCE = 500
@@ -85,7 +86,7 @@ class Atlas:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
-        self._overview: tuple[int, Overview] | None = None
+        self._counted: dict[str, tuple[int, Any]] = {}
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Self:
@@ -141,19 +142,29 @@ class Atlas:
                 with contextlib.suppress(sqlite3.Error):  # closed by another thread
                     db.execute("ROLLBACK")
 
+    def _once(self, db: sqlite3.Connection, count: Callable[[sqlite3.Connection], T]) -> T:
+        """What `count` finds, counted once for each state of the file, whoever writes to it."""
+        changes = int(db.execute("SELECT value FROM meta WHERE name = 'changes'").fetchone()[0])
+        known = self._counted.get(count.__name__)
+        if known is None or known[0] != changes or db.total_changes:
+            known = self._counted[count.__name__] = changes, count(db)
+        found: T = known[1]
+        return found
+
     def overview(self) -> Overview:
         """What is in it, in numbers; counted once for each state of the file."""
         with self._reading() as db:
-            changes = int(db.execute("SELECT value FROM meta WHERE name = 'changes'").fetchone()[0])
-            known = self._overview
-            if known is None or known[0] != changes or db.total_changes:
-                known = self._overview = changes, summary.overview_of(db)
-            return known[1]
+            return self._once(db, summary.overview_of)
 
     def saes(self) -> tuple[Sae, ...]:
         """Its autoencoders, in the order of their numbers."""
         with self._reading() as db:
-            return summary.saes_of(db)
+            return self._once(db, summary.saes_of)
+
+    def domains(self) -> tuple[str, ...]:
+        """Domains of its tags, by name."""
+        with self._reading() as db:
+            return tuple(name for (name,) in db.execute("SELECT DISTINCT domain FROM tags ORDER BY domain"))
 
     def runs(self) -> tuple[Run, ...]:
         """Where what is in it came from, first come first."""
@@ -218,7 +229,7 @@ class Atlas:
             if card is None:
                 raise DataError(f"no feature {sae}/{latent} in the atlas", where=str(self.path),
                                 fix="Search for it: seamark atlas search")  # fmt: skip
-            return details.features_of(db, [card.id], {s.id: s for s in summary.saes_of(db)})[0]
+            return details.features_of(db, [card.id], {s.id: s for s in self._once(db, summary.saes_of)})[0]
 
     def contexts(
         self, sae: str, latent: int, kind: ContextKind | None = None, limit: int = 50, half: Half | None = None
@@ -244,7 +255,7 @@ class Atlas:
         for start in range(0, len(ids), AT_ONCE):
             with self._reading() as db:
                 some = ids[start : start + AT_ONCE].tolist()
-                found = details.features_of(db, some, {s.id: s for s in summary.saes_of(db)})
+                found = details.features_of(db, some, {s.id: s for s in self._once(db, summary.saes_of)})
             yield from found
 
     def layouts(self) -> tuple[str, ...]:
@@ -263,7 +274,7 @@ class Atlas:
             if layout not in known:
                 raise DataError(f"no landscape {layout!r}", where=str(self.path),
                                 fix=f"There are: {', '.join(known) or 'none'}")  # fmt: skip
-            saes = summary.saes_of(db)
+            saes = self._once(db, summary.saes_of)
             rows = db.execute("""
                 SELECT p.feature, p.x, p.y, f.sae, f.domains, f.score FROM points p JOIN features f ON f.id = p.feature
                 WHERE p.layout = (SELECT number FROM layouts WHERE name = ?) ORDER BY p.feature

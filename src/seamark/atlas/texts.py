@@ -8,6 +8,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
+from pydantic_core import to_json as fast_json
+
 CJK = (
     "\u1100-\u11ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -31,6 +34,14 @@ def storable(text: str) -> str:
 def to_json(value: Any) -> str:
     """`value` as JSON, its texts as of `storable`. `ValueError` for NaN and infinity."""
     return storable(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def list_json(texts: Sequence[str]) -> str:
+    """`to_json` of texts, several times as fast."""
+    try:
+        return fast_json(texts).decode()
+    except (PydanticSerializationError, UnicodeError):  # halves of surrogate pairs
+        return to_json(list(texts))
 
 
 def searchable(text: str) -> str:

@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from itertools import islice
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from seamark.atlas import derive
 from seamark.atlas.details import pack_activations
+from seamark.atlas.known_texts import KnownTexts, text_digest
 from seamark.atlas.opening import immediate, open_to_write, sql, sqlite_errors
 from seamark.atlas.records import Mark, Run, Sae
 from seamark.atlas.rows import (
@@ -50,13 +51,17 @@ from seamark.atlas.rows import (
     simulation_values,
 )
 from seamark.atlas.store import Atlas
-from seamark.atlas.texts import storable, to_json
+from seamark.atlas.texts import list_json, storable, to_json
 from seamark.errors import ConfigError, DataError
 
 R = TypeVar("R", FeatureRow, ExplanationRow, SimulationRow, RatingRow, EvidenceRow, ContextRow, NeighbourRow)
 S = TypeVar("S", SimulationRow, RatingRow, EvidenceRow)
 KNOWN_TEXTS = 1 << 18
-"""Texts whose ids are kept in memory, so that each is written once."""
+"""Texts whose ids are kept in memory by their hash in this process, so that they need not be put into JSON again."""
+TEXT = 5
+"""The column of `INSERT_CONTEXTS` that holds the text."""
+CONTEXTS_AT_ONCE = 1 << 13
+"""Contexts whose columns are held in memory."""
 
 
 class AtlasWriter(Atlas):
@@ -75,7 +80,8 @@ class AtlasWriter(Atlas):
         self._db = db
         self._alone = threading.RLock()
         self._touched: set[int] = set()
-        self._texts: dict[tuple[str, str, int], int] = {}
+        self._texts: dict[int, int] = {}
+        self._known = KnownTexts(db)
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, create: bool = False) -> Self:
@@ -131,6 +137,7 @@ class AtlasWriter(Atlas):
                     self._db.execute("UPDATE meta SET value = value + ? WHERE name = 'changes'", (int(counts),))
             except BaseException:
                 self._texts.clear()  # some of them were not written after all
+                self._known.forget()
                 raise
             finally:
                 self._touched.clear()
@@ -259,35 +266,42 @@ class AtlasWriter(Atlas):
         Raises:
             DataError: not as many activations as tokens, or one that is not finite.
         """
+        given = iter(rows)
         with self.transaction():
-            # One by one: lists of millions of rows would keep Python's garbage collector busy.
-            self._db.executemany(INSERT_CONTEXTS, map(self._context, rows))
+            while some := self._columns(islice(given, CONTEXTS_AT_ONCE)):
+                self._db.executemany(INSERT_CONTEXTS, zip(*some, strict=True))
 
-    def _context(self, row: ContextRow | Mapping[str, Any]) -> tuple[Any, ...]:
-        """Columns of `contexts`; its text is written where it is not there yet."""
-        feature, kind, rank, name, tokens, activations, level, half, source = _row(ContextRow, row)
-        if len(activations) != len(tokens) or not isfinite(sum(activations)):
-            what = "not as many activations as tokens, or one that is no finite number"
-            raise DataError(what, where=f"feature {feature}, text {name}")
-        try:
-            packed = pack_activations(activations)
-        except (OverflowError, struct.error) as e:
-            raise DataError(f"no activations ({e})", where=f"feature {feature}, text {name}") from e
-        key = (source, name, hash(tokens if type(tokens) is tuple else tuple(tokens)))
-        text = self._texts.get(key)
-        if text is None:
-            text = self._texts[key] = self._add_text(name, tokens, source)
-        return feature, kind, level, rank, half, text, float(max(activations, default=0.0)), packed
+    def _columns(self, rows: Iterable[ContextRow | Mapping[str, Any]]) -> list[list[Any]]:
+        """Columns of `contexts`, empty for no rows; texts that are not there yet are written.
 
-    def _add_text(self, name: str, tokens: Sequence[str], source: str) -> int:
+        No row is held: Python's garbage collector would look through thousands of them again and again.
+        """
+        columns: list[list[Any]] = [[] for _ in range(8)]
+        add = [column.append for column in columns]
+        waiting: dict[int, tuple[str, str, str]] = {}
+        for given in rows:
+            row = given if type(given) is ContextRow else _row(ContextRow, given)
+            feature, kind, rank, name, tokens, _, level, half, source = row
+            peak, at = _packed(row)
+            key = hash((source, name, tokens if type(tokens) is tuple else tuple(tokens)))
+            if key not in self._texts and key not in waiting:
+                waiting[key] = storable(name), list_json(tokens), storable(source)
+            for append, value in zip(add, (feature, kind, level, rank, half, key, peak, at), strict=True):
+                append(value)
+        if waiting:
+            self._add_texts(waiting)
+        columns[TEXT] = [self._texts[key] for key in columns[TEXT]]
         if len(self._texts) >= KNOWN_TEXTS:
             self._texts.clear()
-        strings, name, source = to_json(list(tokens)), storable(name), storable(source)
-        content = blake2b(f"{source}\0{name}\0{strings}".encode(), digest_size=8)
-        number = int.from_bytes(content.digest()) >> 1
-        self._db.execute("INSERT OR IGNORE INTO texts(id, name, tokens, source) VALUES (?, ?, ?, ?)",
-                         (number, name, strings, source))  # fmt: skip
-        return number
+        return columns if columns[TEXT] else []
+
+    def _add_texts(self, waiting: Mapping[int, tuple[str, str, str]]) -> None:
+        """Write those texts (name, tokens, source) that are not there yet, and keep the ids of all of them."""
+        texts = list(waiting.values())
+        ids, new = self._known.number([text_digest(source, name, tokens) for name, tokens, source in texts])
+        self._db.executemany("INSERT INTO texts(id, name, tokens, source) VALUES (?, ?, ?, ?)",
+                             ((ids[i], *texts[i]) for i in new))  # fmt: skip
+        self._texts.update(zip(waiting, ids, strict=True))
 
     def without_contexts(self, features: Iterable[int]) -> set[int]:
         """Those of some features that have no context."""
@@ -368,6 +382,16 @@ class AtlasWriter(Atlas):
                 DO UPDATE SET mark = excluded.mark, note = excluded.note, time = excluded.time
             """, (storable(scan), storable(pair), mark, storable(note), now))  # fmt: skip
         return Mark(mark=mark, note=storable(note), time=now)
+
+
+def _packed(row: ContextRow) -> tuple[float, bytes]:
+    """`pack_activations`, or what is wrong with them."""
+    if len(row.activations) != len(row.tokens):
+        raise DataError("not as many activations as tokens", where=f"feature {row.feature}, text {row.name}")
+    try:
+        return pack_activations(row.activations)
+    except (OverflowError, struct.error) as e:
+        raise DataError(f"no activations ({e})", where=f"feature {row.feature}, text {row.name}") from e
 
 
 def _row(kind: type[R], row: R | Mapping[str, Any]) -> R:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from seamark.cli.atlas import File, FilterOptions, Filters, Out, Paths, query_of
 from seamark.cli.options import Many
@@ -14,19 +18,42 @@ from seamark.errors import ConfigError
 if TYPE_CHECKING:
     from seamark.atlas import Atlas, Query
     from seamark.atlas.importing import ImportSummary
+    from seamark.atlas.safe_sail import Suite
 
 REJECTED = 10
 """Rejected entries that are printed; JSON has all."""
 
 
+@dataclass(frozen=True)
+class SuiteOptions:
+    """The autoencoders that a Safe-SAIL file speaks of, if not the paper's."""
+
+    model: str | None = None
+    """The model they read; without it they are those of the paper, with it whatever is not given is not known."""
+    hookpoint: str | None = None
+    """Where they read, {layer} standing for a key's layer; layers.{layer}.mlp if not given."""
+    d_in: int | None = None
+    """Width of what they read."""
+    d_sae: int | None = None
+    """Latents of each; entries of others are rejected."""
+    activation: str | None = None
+    """Their activation function, such as topk."""
+    k: int | None = None
+    """Active latents at a position."""
+
+
+SuiteGiven = Annotated[SuiteOptions, tyro.conf.OmitArgPrefixes]
+
+
 def atlas_import(
-    out: Out, safe_sail: Many = (), neuronpedia: Paths = (), language: str = "en", contexts: int | None = None,
-    json: bool = False,
+    out: Out, suite: SuiteGiven, safe_sail: Many = (), neuronpedia: Paths = (), language: str = "en",
+    contexts: int | None = None, json: bool = False,
 ) -> None:  # fmt: skip
     """Import explained features of others into an atlas.
 
     Args:
         out: the atlas, a file; it is made where there is none.
+        suite: the autoencoders of Safe-SAIL's database.
         safe_sail: Safe-SAIL's database: a folder with en_db.json and cn_db.json (or .json.gz), or one file as en=FILE
             or zh=FILE; repeat for the other.
         neuronpedia: a folder of Neuronpedia's bulk export (JSON lines); repeat for more.
@@ -40,12 +67,14 @@ def atlas_import(
 
     if not (safe_sail or neuronpedia):
         raise ConfigError("nothing to import", fix="Give --safe-sail or --neuronpedia")
-    files = safe_sail_files(safe_sail)
+    files, own = safe_sail_files(safe_sail), suite_given(suite)
+    if own is not None and not files:
+        raise ConfigError("only Safe-SAIL's files take it", where="--model", fix="Give --safe-sail, or leave it out")
     how = {} if contexts is None else {"contexts": contexts}
     summaries: list[ImportSummary] = []
-    with AtlasWriter.open(out, create=True) as writer:
+    with _whole_or_none(out), AtlasWriter.open(out, create=True) as writer:
         if files:
-            summaries.append(import_safe_sail(writer, files.get("en"), files.get("zh")))
+            summaries.append(import_safe_sail(writer, files.get("en"), files.get("zh"), suite=own))
         for folder in neuronpedia:
             summaries.append(import_neuronpedia(writer, folder, language=language, **how))
         counts = writer.counts()
@@ -54,6 +83,40 @@ def atlas_import(
              ("with an explanation", f"{counts['explained']:,}")]  # fmt: skip
     result = {"path": str(out), "imports": [s.model_dump(mode="json") for s in summaries], "counts": counts}
     finish(result, as_json=json, title=f"Atlas {out}", columns=("what", "value"), rows=rows)
+
+
+@contextlib.contextmanager
+def _whole_or_none(out: Path) -> Iterator[None]:
+    """Takes a new atlas away again if nothing could be put into it."""
+    was = out.exists()
+    try:
+        yield
+    except BaseException:
+        if not was and out.is_file() and _is_empty(out):
+            for path in (out, Path(f"{out}-wal"), Path(f"{out}-shm")):
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _is_empty(path: Path) -> bool:
+    from seamark.atlas import Atlas
+
+    with Atlas.open(path) as atlas:
+        return not atlas.runs()
+
+
+def suite_given(options: SuiteOptions) -> Suite | None:
+    """The autoencoders of `--model` and its like; None: those of the paper. Raises `ConfigError`."""
+    from seamark.atlas.safe_sail import Suite
+
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    if not given:
+        return None
+    if options.model is None:
+        raise ConfigError("the autoencoders of which model?", where=f"--{next(iter(given)).replace('_', '-')}",
+                          fix="Give --model, too")  # fmt: skip
+    unknown = {"d_in": None, "d_sae": None, "activation": None, "k": None}
+    return Suite(**(unknown | given))
 
 
 def safe_sail_files(items: Sequence[str]) -> dict[str, Path]:

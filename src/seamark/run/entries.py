@@ -23,7 +23,7 @@ _NAMES = ("method", "name", "rate", "baseline", "seed", "group", "category", "sa
 class Value(BaseModel):
     """A frozen value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Entry(Value):

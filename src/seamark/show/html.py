@@ -57,6 +57,11 @@ def cut(text: str, limit: int = MAX_CHARS) -> Cut:
     return Cut(text[:limit], max(0, len(text) - limit))
 
 
+def short(text: str, limit: int = MAX_CHARS) -> str:
+    """The first `limit` characters of `text`, and an ellipsis where more were left out."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def render(template: str, /, **data: Any) -> str:
     """Render a template of this package; every value it prints is made visible and escaped."""
     return environment().get_template(template).render(**data)
@@ -82,6 +87,7 @@ def environment() -> jinja2.Environment:
     env.filters |= {
         "join": _join,
         "cut": cut,
+        "short": short,
         "percent": numbers.percent,
         "points": numbers.points,
         "number": numbers.number,

@@ -15,6 +15,9 @@ from seamark.show.html import visible
 from seamark.show.numbers import estimate_text, percent, thousands
 from seamark.stats import Estimate
 
+NAME = 40
+"""Characters of a name that is kept on one line."""
+
 
 class ResultRow(BaseModel):
     """One line of an experiment: what was done to the training pairs, and what it did to the measures."""
@@ -65,10 +68,15 @@ def print_result_table(title: str, rows: Sequence[ResultRow], console: Console |
 
 
 def rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Any small table for the terminal: the first column to the left, the others to the right, text made harmless."""
+    """Any small table for the terminal: the first column to the left, the others to the right, text made harmless.
+
+    Nothing is cut off: long cells are broken, those of the first column (names to copy) only if they must be.
+    """
     table = Table(title=Text(visible(title), style="bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    whole = max((len(str(row[0])) for row in rows if row), default=0) <= NAME
     for index, column in enumerate(columns):
-        table.add_column(Text(visible(column)), justify="left" if index == 0 else "right")
+        table.add_column(Text(visible(column)), justify="left" if index == 0 else "right", overflow="fold",
+                         no_wrap=index == 0 and whole)  # fmt: skip
     for row in rows:
         table.add_row(*(_cell(v) if isinstance(v, Estimate) else Text(visible(str(v))) for v in row))
     return table

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticSerializationError, to_json
 
 from seamark.errors import SeamarkError
@@ -20,10 +20,16 @@ from seamark.web.state import State
 class Wrong(BaseModel):
     """What is wrong, where, and what to do about it."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     status: int
+    """That of HTTP."""
     what: str
+    """What is wrong."""
     where: str = ""
+    """The parameter, header or limit it is about; may be empty."""
     fix: str = ""
+    """What to do about it; may be empty."""
 
 
 class ErrorAnswer(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict
 
 from seamark.atlas.records import (
     Card,
@@ -62,12 +62,15 @@ class FoundPage(Found):
 class CardList(BaseModel):
     """Features by id; those that are not in the atlas are left out."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     cards: list[Card]
-    previews: list[Preview] = Field(description="One for each card.")
+    previews: list[Preview]
+    """One for each card."""
 
 
 SaeId = Annotated[str, Path(max_length=1000, description="Id of the autoencoder; slashes may be escaped or not.")]
-Latent = Annotated[int, Path(ge=0, le=MAX_INT)]
+Latent = Annotated[int, Path(ge=0, le=MAX_INT, description="Number of the feature in its autoencoder, from 0.")]
 Ids = Annotated[str, Query(pattern=rf"^[0-9]{{1,18}}(,[0-9]{{1,18}}){{0,{MAX_IDS - 1}}}$", max_length=20 * MAX_IDS,
                            description="Ids of features, joined by commas.", examples=["1,2,3"])]  # fmt: skip
 
@@ -122,8 +125,10 @@ def _add_features(api: APIRouter, state: State) -> None:
     @api.get("/features/{sae:path}/{latent}/contexts", response_model=list[StoredContext],
              summary="Texts in which a feature fires or does not")  # fmt: skip
     def contexts(
-        sae: SaeId, latent: Latent, kind: ContextKind | None = None, half: Half | None = None,
-        limit: Annotated[int, Query(ge=1, le=500)] = 50,
+        sae: SaeId, latent: Latent,
+        kind: Annotated[ContextKind | None, Query(description="Only texts of this kind.")] = None,
+        half: Annotated[Half | None, Query(description="Only texts that were to explain, or to simulate.")] = None,
+        limit: Annotated[int, Query(ge=1, le=500, description="Texts, the strongest of each kind first.")] = 50,
     ) -> Response:  # fmt: skip
         known(state, sae, latent)
         return json_answer(state.atlas.contexts(sae, latent, kind, limit, half))
@@ -141,8 +146,8 @@ def _add_landscape(api: APIRouter, state: State) -> None:
 
     @api.get("/landscape/{layout:path}", response_class=Response, responses=BINARY, summary="Points of a landscape")
     def landscape(
-        layout: Annotated[str, Path(max_length=200)],
-        if_none_match: Annotated[str | None, Header(max_length=2000)] = None,
+        layout: Annotated[str, Path(max_length=200, description="One of /layouts.")],
+        if_none_match: Annotated[str | None, Header(max_length=2000, description="An ETag that you hold.")] = None,
     ) -> Response:
         if layout not in state.atlas.layouts():
             raise NotFoundError("there is no such layout", where=layout)

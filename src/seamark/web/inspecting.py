@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Annotated
 
 import numpy as np
@@ -48,29 +49,36 @@ class BusyError(RequestError):
 class Writing(BaseModel):
     """How the model is to write the answer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     max_new_tokens: int = Field(default=64, ge=1, le=MAX_NEW_TOKENS)
+    """Most tokens of the answer."""
     temperature: float = Field(default=0.0, ge=0, le=2)
+    """0: always the most likely token; above 0: tokens are drawn."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw only from the likeliest tokens that together have this probability."""
     seed: int = Field(default=0, ge=0, le=MAX_INT)
+    """Of the draws."""
 
 
 class Watched(BaseModel):
     """A feature to be told at every token."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     sae: str = Field(max_length=1000)
+    """Name of the autoencoder, as `--sae` gave it."""
     latent: int = Field(ge=0, le=MAX_INT)
+    """Number of the feature in it, from 0."""
 
 
 class InspectRequest(BaseModel):
     """A text to look into."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     prompt: str
+    """What the model is asked; with `chat` false, a text of its own."""
     answer: str | None = None
     """Null: none was given."""
     generate: Writing | None = None
@@ -78,10 +86,13 @@ class InspectRequest(BaseModel):
     chat: bool = True
     """Read as a conversation; else the prompt is a plain text without template."""
     watch: Annotated[list[Watched], Field(max_length=20)] = []
+    """Features to be told at every token, however weak."""
 
 
 class FeatureLink(BaseModel):
     """How a feature is shown."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     url: str | None
     """Its page; null: the atlas does not have it."""
@@ -95,6 +106,8 @@ class FeatureLink(BaseModel):
 
 class InspectAnswer(BaseModel):
     """What fires where. Texts are as they are: make control characters visible."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     inspection: Inspection
     links: tuple[FeatureLink, ...]
@@ -227,7 +240,7 @@ def inspect_page(state: State, request: Request) -> HTMLResponse:
             watched = {"sae": sae, "latent": number, "url": feature_path(sae, number)}
     return state.page(
         request, "atlas/inspect.html", watched=watched, max_prompt=state.settings.max_prompt,
-        model=None if state.model is None else state.model.name.rstrip("/").rpartition("/")[2],
+        model=None if state.model is None else "/".join(PurePath(state.model.name).parts[-2:]),
         writes=isinstance(state.model, LanguageModel), max_new_tokens=MAX_NEW_TOKENS,
         hookpoints=list(dict.fromkeys(s.config.hookpoint for s in state.suite.values())),
     )  # fmt: skip

@@ -133,6 +133,7 @@ def landscape_page(state: State, request: Request) -> HTMLResponse:
     return state.page(
         request, "atlas/landscape.html", query=query, layout=query.layout or next(iter(about.layouts), ""), about=about,
         blank=(BLANK, BLANK_PREVIEW), choices=choices(about), colours=colour_of(state), notes=NOTES, signs=SIGNS,
+        name=state.settings.atlas.name,
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ MAX_NOTE = 2000
 MAX_CHOICES = 200
 """Sources or categories to choose from."""
 NOWHERE = Source("", "")
+ScanName = Annotated[str, Query(max_length=300, description="Name of a scan; empty: the server's first.")]
 Marked = Literal["", "none", "any", "wrong", "fine"]
 MARKED = {"none": "not marked", "any": "marked", "wrong": "marked as wrong", "fine": "marked as fine"}
 
@@ -43,25 +44,36 @@ MARKED = {"none": "not marked", "any": "marked", "wrong": "marked as wrong", "fi
 class PairQuery(BaseModel):
     """Which pairs, and how they are ranked."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     scan: str = Field(default="", max_length=300)
     """Empty: the server's first."""
     group: str = Field(default="", max_length=300)
+    """Empty, as of source and category: any."""
     score: str = Field(default="safer", max_length=300)
+    """What ranks them: `safer` (by the feature set), `margin`, `length`, or `file:NAME` of scores the server has."""
     features: str = Field(default="", max_length=1000)
     """Id of a feature set; empty: the first."""
     source: str = Field(default="", max_length=1000)
+    """Where pairs came from."""
     category: str = Field(default="", max_length=1000)
+    """What they are about."""
     mark: Marked = ""
+    """Marked so; `none`: not marked, `any`: marked, empty: all."""
     highest: bool = False
     """Highest scores first."""
     pair: str = Field(default="", max_length=2000)
     """Only this one."""
     offset: int = Field(default=0, ge=0, le=MAX_INT)
+    """Pairs to pass over."""
     limit: int = Field(default=5, ge=1, le=50)
+    """Pairs of a page."""
 
 
 class PairCard(BaseModel):
     """A pair, as lists show it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
     group: str
@@ -76,6 +88,8 @@ class PairCard(BaseModel):
 class PairList(BaseModel):
     """A page of pairs."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     pairs: list[PairCard]
     total: int
     query: PairQuery
@@ -83,6 +97,8 @@ class PairList(BaseModel):
 
 class PairFeature(BaseModel):
     """A feature that speaks for or against, in the words of the atlas."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     sae: str
     latent: int
@@ -97,6 +113,8 @@ class PairFeature(BaseModel):
 class PairAnswer(BaseModel):
     """A pair and the evidence. Texts are as they are: make control characters visible."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     pair: ReviewedPair
     features: list[PairFeature]
     """One for each of `pair.features`."""
@@ -106,17 +124,22 @@ class PairAnswer(BaseModel):
 class MarkRequest(BaseModel):
     """What a person says of a pair."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     scan: str = Field(max_length=300)
+    """Its name; empty: the server's first."""
     pair: str = Field(max_length=2000)
+    """The pair's id."""
     mark: Literal["wrong", "fine"] | None
     """Null takes an earlier mark away."""
     note: str = Field(default="", max_length=MAX_NOTE)
+    """Kept with the mark."""
 
 
 class MarkedPair(BaseModel):
     """A mark of a pair; `mark` is null where it was taken away."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     pair: str
     group: str
@@ -169,8 +192,8 @@ def router(state: State) -> APIRouter:
 
     @routes.get(f"{ROOT}/pair", response_model=PairAnswer, responses=WRONG, summary="A pair with all its evidence")
     def pair(
-        scan: Annotated[str, Query(max_length=300)], pair: Annotated[str, Query(max_length=2000)],
-        features: Annotated[str, Query(max_length=1000)] = "",
+        scan: ScanName, pair: Annotated[str, Query(max_length=2000, description="The pair's id.")],
+        features: Annotated[str, Query(max_length=1000, description="Id of a feature set; empty: the first.")] = "",
     ) -> Response:  # fmt: skip
         review = reviews.get(scan)
         found = _known(review, pair, review.review(features))
@@ -179,7 +202,8 @@ def router(state: State) -> APIRouter:
 
     @routes.get(f"{ROOT}/marks", response_model=list[MarkedPair], responses=WRONG, summary="Marks of a scan's pairs")
     def marks(
-        scan: Annotated[str, Query(max_length=300)] = "", format: Literal["json", "jsonl", "csv"] = "json"
+        scan: ScanName = "",
+        format: Annotated[Literal["json", "jsonl", "csv"], Query(description="Of the file.")] = "json",
     ) -> Response:
         review = reviews.get(scan)
         return exported(marked_pairs(review, state.atlas.marks(review.key)), format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import ceil
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from seamark.atlas.records import Card, Histogram, StoredContext
 from seamark.atlas.store import Atlas
@@ -29,15 +29,21 @@ NOTES = {
 
 
 class Piece(BaseModel):
-    """A run of text with one shade: tenths of the unit, 1-10, or 0 where the feature is silent."""
+    """A run of text with one shade."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     text: str
     shade: int
+    """Tenths of the unit, 1-10; 0: the feature is silent."""
     title: str = ""
+    """The activations behind the shade, in words."""
 
 
 class Preview(BaseModel):
     """What a card shows besides the `Card`. Texts are as they were stored: make control characters visible."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: int
     url: str
@@ -77,7 +83,7 @@ def colour_of(state: State) -> dict[str, int]:
     """{domain: number of its colour}, the same on every page."""
 
     def make() -> dict[str, int]:
-        return {count: i for i, count in enumerate(sorted(c.name for c in state.overview().domains))}
+        return {name: i for i, name in enumerate(state.atlas.domains())}
 
     return state.cached("colours", make)
 

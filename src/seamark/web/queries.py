@@ -27,8 +27,11 @@ class FeatureQuery(Query):
     """`Query` as it comes from a query string: every number within what SQLite can hold."""
 
     layer: int | None = Field(default=None, ge=-MAX_INT - 1, le=MAX_INT)
+    """Layer that an autoencoder reads."""
     sign: Annotated[Literal[1, -1] | None, BeforeValidator(_whole)] = None
+    """1: fires on preferred answers; -1: on rejected ones."""
     limit: int = Field(default=PAGE, ge=1, le=500)
+    """Features of a page."""
 
 
 class LandscapeQuery(BaseModel):
@@ -69,8 +72,13 @@ def invalid(errors: Iterable[Mapping[str, Any]]) -> InvalidError:
     first, *more = list(errors)
     place = ", ".join(str(part) for part in first.get("loc", ()) if not isinstance(part, int))
     what = str(first.get("msg", "a value does not fit")).rstrip(".")
-    return InvalidError(what[:1].lower() + what[1:] + (f" (and {len(more)} more)" if more else ""), where=place[:200],
+    return InvalidError(_small(what) + (f" (and {len(more)} more)" if more else ""), where=place[:200],
                         fix="The API page lists what each parameter takes")  # fmt: skip
+
+
+def _small(what: str) -> str:
+    """With a small first letter, unless it is an acronym's: "JSON decode error"."""
+    return what if what[1:2].isupper() else what[:1].lower() + what[1:]
 
 
 def query_string(query: BaseModel, /, **changes: Any) -> str:

@@ -28,7 +28,7 @@ REPORT_POLICY = (
     "frame-ancestors 'none'; sandbox"
 )
 """Of a report: its own styles and figures; no scripts, no forms, no network, and none of this server's cookies."""
-Name = Annotated[str, Query(max_length=300)]
+Name = Annotated[str, Query(max_length=300, description="Name of a run folder.")]
 
 
 class Listed(NamedTuple):

@@ -7,6 +7,7 @@ uniform vec2 centre, reach;
 uniform float size;
 uniform vec3 colours[9];
 uniform float dim;
+uniform float plain;
 out vec4 colour;
 out float edge; // where a point begins to fade, as a share of its size; small ones are squares
 void main() {
@@ -14,7 +15,7 @@ void main() {
   bool chosen = look.y > 1.5;
   gl_PointSize = chosen ? size * 1.5 : size;
   edge = gl_PointSize < 4.0 ? 1.0 : 0.5 - 1.0 / gl_PointSize;
-  float alpha = chosen ? 1.0 : (look.x > 7.5 ? 0.45 : 0.8) * dim;
+  float alpha = chosen ? 1.0 : (look.x > 7.5 ? plain : 0.8) * dim;
   colour = vec4(colours[int(look.x)] * alpha, alpha);
 }`;
 const FRAGMENT = `#version 300 es
@@ -69,7 +70,7 @@ class WebGLDrawer {
     if (!gl.getProgramParameter(program, gl.LINK_STATUS)) return false;
     gl.useProgram(program);
     this.at = {};
-    for (const name of ["centre", "reach", "size", "colours", "dim"]) this.at[name] = gl.getUniformLocation(program, name);
+    for (const name of ["centre", "reach", "size", "colours", "dim", "plain"]) this.at[name] = gl.getUniformLocation(program, name);
     this.attribute(program, "place", this.xy, gl.FLOAT);
     this.lookBuffer = this.attribute(program, "look", this.looks, gl.UNSIGNED_BYTE);
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
@@ -100,7 +101,7 @@ class WebGLDrawer {
     this.gl.uniform3fv(this.at.colours, colours.flat().map((part) => part / 255));
   }
 
-  draw({ x, y, scale, width, height, ratio, size, dim }) {
+  draw({ x, y, scale, width, height, ratio, size, dim, plain }) {
     const { gl } = this;
     gl.viewport(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight);
     gl.clearColor(0, 0, 0, 0);
@@ -109,6 +110,7 @@ class WebGLDrawer {
     gl.uniform2f(this.at.reach, width / 2 / scale, height / 2 / scale);
     gl.uniform1f(this.at.size, size * ratio);
     gl.uniform1f(this.at.dim, dim);
+    gl.uniform1f(this.at.plain, plain);
     gl.drawElements(gl.POINTS, this.order.length, gl.UNSIGNED_INT, 0);
   }
 }
@@ -146,7 +148,7 @@ class PlainDrawer {
     new Uint32Array(this.image.data.buffer).fill(new Uint32Array(pixel.buffer)[0]);
   }
 
-  draw({ x, y, scale, width, height, ratio, size, dim }) {
+  draw({ x, y, scale, width, height, ratio, size, dim, plain }) {
     this.clean();
     const { xy, looks, colours } = this;
     for (const i of this.order) {
@@ -154,7 +156,7 @@ class PlainDrawer {
       if (state === 0) continue;
       const colour = looks[2 * i];
       const px = (width / 2 + (xy[2 * i] - x) * scale) * ratio, py = (height / 2 - (xy[2 * i + 1] - y) * scale) * ratio;
-      const alpha = state === 2 ? 1 : (colour === 8 ? 0.45 : 0.8) * dim;
+      const alpha = state === 2 ? 1 : (colour === 8 ? plain : 0.8) * dim;
       this.dot(px, py, ((state === 2 ? 1.5 : 1) * size * ratio) / 2, colours[colour], alpha);
     }
     this.context.putImageData(this.image, 0, 0);

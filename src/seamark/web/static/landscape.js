@@ -161,7 +161,9 @@ class Landscape {
     this.drawer.setLooks(this.looks);
     map.dataset.shown = count;
     linkList();
-    status.textContent = count === this.n ? `${thousands(count)} features` : `${thousands(count)} of ${thousands(this.n)} features`;
+    const missing = Math.max(0, Number(map.dataset.features) - this.n);
+    status.textContent = (count === this.n ? `${thousands(count)} features` : `${thousands(count)} of ${thousands(this.n)} features`)
+      + (missing ? `; ${thousands(missing)} more have no place in this layout` : "");
     this.redraw();
   }
 
@@ -178,9 +180,11 @@ class Landscape {
   draw() {
     const zoom = this.view.scale / this.whole.scale;
     const base = this.n > 50000 ? 2.6 : this.n > 10000 ? 3.4 : this.n > 1000 ? 5 : 8;
-    const size = Math.min(14, base * Math.max(1, Math.sqrt(zoom) ** 0.8));
+    const roomy = Math.min(2.2, Math.max(1, Math.sqrt((this.width * this.height) / 1.2e6)));
+    const size = Math.min(14 * roomy, base * roomy * Math.max(1, Math.sqrt(zoom) ** 0.8));
+    const plain = this.n > 10000 ? 0.45 : 0.75; // points without a domain: many must not hide the others
     const dim = this.selection.length ? 0.5 : 1;
-    this.drawer.draw({ ...this.view, width: this.width, height: this.height, ratio: this.ratio, size, dim });
+    this.drawer.draw({ ...this.view, width: this.width, height: this.height, ratio: this.ratio, size, dim, plain });
     // In plain memory: Chromium with WebGL in software now and then keeps what was cleared on a second GPU canvas.
     const pen = overlay.getContext("2d", { willReadFrequently: true });
     pen.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);

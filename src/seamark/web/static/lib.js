@@ -13,9 +13,11 @@ export function visible(text) {
   });
 }
 
-/** The first `limit` characters (code points) of a text. */
+/** The first `limit` characters (code points) of a text, and an ellipsis where more were left out. */
 export function cut(text, limit) {
-  return text.length <= limit ? text : Array.from(text).slice(0, limit).join("");
+  if (text.length <= limit) return text;
+  const signs = Array.from(text);
+  return signs.length <= limit ? text : `${signs.slice(0, limit).join("")}…`;
 }
 
 /** A number with `digits` significant digits, as `show.numbers.number` writes it; a dash where there is none. */
