@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.atlases import building, served
 from benchmarks.atlases.job import Job
 
-STAGES = {"files": building.files, "memory": building.memory, "build": building.build, "layout": building.layout,
-          "search": served.search, "pages": served.pages}  # fmt: skip
+STAGES = {"files": building.files, "memory": building.memory, "build": building.build, "floor": building.floor,
+          "layout": building.layout, "search": served.search, "pages": served.pages}  # fmt: skip
 
 
 def main(path: str) -> dict[str, Any]:

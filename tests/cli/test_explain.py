@@ -330,3 +330,29 @@ def test_what_a_user_can_get_wrong(place: dict[str, str], tmp_path: Path, more: 
     assert message in told
     assert "sk-live" not in told
     assert not (tmp_path / "out" / "explanations.jsonl").exists()
+
+
+def test_another_dimension(place: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "explain")
+    from llm_server import Server
+
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    file, out = tmp_path / "verbosity.yaml", tmp_path / "out"
+    file.write_text("{name: verbosity, group: texts, question: how strongly it is about long answers}\n", "utf-8")
+    words = ["--scan", place["always"], "--out", out, "--n", "3", "--dimension", file]
+    code, printed, err = call("explain", *words)
+    assert "none is named" in the_error(code, printed, err)
+
+    def make(seen: Any) -> dict[str, Any]:
+        return {"explanation": "Things to bake with.", "tags": [], "rating": 5, "rating_reason": "Long ones.",
+                "language": "en"}  # fmt: skip
+
+    with Server(lambda seen: "ok", make=make) as server:
+        result = run(*words, "--llm", "baker", "--base-url", server.url)
+        assert (result["dimension"], result["explained"], result["ratings"]["5"]) == ("verbosity", 3, 3)
+        assert result["prompt_version"].startswith("explain-dimension-1:verbosity:")
+        code, printed, err = call("explain", *words[:-2], "--llm", "baker", "--base-url", server.url)
+        assert "other prompt_version" in the_error(code, printed, err)
+    file.write_text("{name: verbosity, group: texts}\n", "utf-8")
+    code, printed, err = call("explain", *words, "--llm", "baker")
+    assert "key question" in the_error(code, printed, err)

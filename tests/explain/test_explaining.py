@@ -233,6 +233,8 @@ def test_prompts_are_whole() -> None:
 HASHES = {
     "draft-1": "eec61b6622400aef122366fa0a8145ac424094620d2f1a45b245a77f13b2cf91",
     "explain-1": "7e583e1199eef251ab6afba4a00b887f2e05a50443111aeae93970a6a240ffd6",
+    "explain-dimension-1": "c34893f177442045188ddf434ed8bb9f48887c0c508ede0e54fbac6a083af398",
+    "judge-1": "e2748f8a5e6af719552beae5e51b764fe72e8693d833608d5f2633d2ff96af96",
     "simulate-1": "49ccc6205cf665519846384ea40ebb0fb1ceb499b90b09ab925bd23f5a78dd77",
 }
 """SHA-256 of each version. A prompt that was released is never edited: write a new version and add its line."""

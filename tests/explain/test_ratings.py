@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix
 
 from seamark.errors import DataError
 from seamark.explain.ratings import as_pairs, separation, statistical_ratings
@@ -18,7 +18,7 @@ N = 100
 
 @dataclass
 class FakeScan:
-    columns: list[np.ndarray]
+    strengths: list[np.ndarray]
     groups: tuple[str, ...] = ("safety", "chat")
 
     @property
@@ -28,9 +28,9 @@ class FakeScan:
     def sae_id(self, sae_id: str | None = None) -> str:
         return sae_id or "only"
 
-    def pooled(self, sae_id: str, stat: str) -> csr_matrix:
+    def columns(self, sae_id: str, latents: list[int], stat: str) -> csc_matrix:
         assert stat == "mean"
-        return csr_matrix(np.stack(self.columns, axis=1))
+        return csc_matrix(np.stack([self.strengths[i] for i in latents], axis=1))
 
 
 def fires(safety_chosen: float, safety_rejected: float, chat_chosen: float, chat_rejected: float) -> np.ndarray:

@@ -8,7 +8,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from math import isfinite
@@ -23,7 +23,7 @@ from seamark.text.pairs import Pairs, PreferencePair, hash_unit
 
 __all__ = [
     "EDITED", "MANIFEST", "NOISE", "Edit", "EditManifest", "Scored", "denoise", "edit_count", "inject_noise", "poison",
-    "undo", "undo_file", "write_edit",
+    "relabel", "undo", "undo_file", "write_edit", "write_removed",
 ]  # fmt: skip
 
 EDITED, MANIFEST = "edited.jsonl", "manifest.json"
@@ -45,6 +45,8 @@ class Edit:
 
     pairs: Pairs
     manifest: EditManifest
+    even: bool = False
+    """Whether all rows of the file are to have the same columns."""
 
 
 def poison(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0) -> Edit:
@@ -58,8 +60,13 @@ def poison(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", see
     return _flip(pairs, picked, method=scores.method, rate=rate, group=group, seed=seed)
 
 
-def denoise(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0) -> Edit:
+def denoise(
+    pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0, *, even: bool = False
+) -> Edit:
     """Remove the lowest-scoring `rate` of `group` (SAFER's denoising). Ties go by a hash of id and `seed`.
+
+    With `even`, all rows of the edited file have the same columns in the same types, so that it loads into `datasets`
+    and TRL whatever mixture of files the pairs came from: rows with other columns are wrapped (see `rows`).
 
     Raises:
         ConfigError: `rate` is not between 0 and 1.
@@ -70,7 +77,19 @@ def denoise(pairs: Pairs, scores: Scored, rate: float, group: str = "safety", se
         raise DataError(f"removing {rate:g} of group {group!r} leaves none of its {len(picked)} pairs",
                         fix="Choose a lower rate")  # fmt: skip
     kept = pairs.where(lambda p: p.id not in picked)
-    return _edit(pairs, kept, kind="remove", picked=picked, method=scores.method, rate=rate, group=group, seed=seed)
+    return _edit(pairs, kept, kind="remove", picked=picked, method=scores.method, rate=rate, group=group, seed=seed,
+                 even=even)  # fmt: skip
+
+
+def relabel(
+    pairs: Pairs, scores: Scored, rate: float, group: str = "safety", seed: int = 0, *, even: bool = False
+) -> Edit:
+    """Flip the lowest-scoring `rate` of `group`: the labels that `denoise` would take out are turned round instead.
+
+    `even` as of `denoise`. Raises as `poison`.
+    """
+    picked = _extreme(pairs, scores, rate, group, seed, highest=False)
+    return _flip(pairs, picked, method=scores.method, rate=rate, group=group, seed=seed, even=even)
 
 
 def inject_noise(pairs: Pairs, rate: float, group: str = "safety", seed: int = 0) -> Edit:
@@ -116,21 +135,25 @@ def _extreme(pairs: Pairs, scores: Scored, rate: float, group: str, seed: int, *
     return frozenset(sorted(ids, key=lambda i: (sign * values[i], hash_unit(i, seed), i))[:count])
 
 
-def _flip(pairs: Pairs, picked: frozenset[str], *, method: str, rate: float, group: str, seed: int) -> Edit:
+def _flip(
+    pairs: Pairs, picked: frozenset[str], *, method: str, rate: float, group: str, seed: int, even: bool = False
+) -> Edit:
     flipped = pairs.with_items(p.flipped() if p.id in picked else p for p in pairs)
-    return _edit(pairs, flipped, kind="flip", picked=picked, method=method, rate=rate, group=group, seed=seed)
+    return _edit(pairs, flipped, kind="flip", picked=picked, method=method, rate=rate, group=group, seed=seed,
+                 even=even)  # fmt: skip
 
 
 def _edit(
     before: Pairs, after: Pairs, *, kind: Literal["flip", "remove"], picked: frozenset[str], method: str,
-    rate: float, group: str, seed: int,
+    rate: float, group: str, seed: int, even: bool,
 ) -> Edit:  # fmt: skip
     layouts: dict[tuple[str, ...] | None, int] = {}
     marks: list[RowMark] = []
     removed: list[RemovedRow] = []
     raw = dict(before.raw)
+    uneven = file_rows.uneven_columns(before.raw.get(pair.id) for pair in before) if even else frozenset()
     for index, pair in enumerate(before):
-        row, keys = file_rows.to_file_row(pair, before.raw.get(pair.id))
+        row, keys = file_rows.to_file_row(pair, before.raw.get(pair.id), uneven)
         marks.append(RowMark(pair.id, file_rows.row_digest(row), layouts.setdefault(keys, len(layouts))))
         if pair.id in picked and kind == "remove":
             removed.append(RemovedRow(index=index, row=row))
@@ -144,20 +167,40 @@ def _edit(
         removed=tuple(removed), fingerprint=before.fingerprint(), fingerprint_edited=after.fingerprint(),
         layouts=tuple(layouts), rows=tuple(marks),
     )  # fmt: skip
-    return Edit(replace(after, raw=raw), manifest)
+    return Edit(replace(after, raw=raw), manifest, even)
 
 
-def write_edit(edit: Edit, folder: Path) -> tuple[Path, Path]:
-    """Write `edited.jsonl` and `manifest.json` into `folder`, each whole or not at all; returns their paths.
+def write_edit(edit: Edit, folder: Path, edited: str = EDITED, manifest: str = MANIFEST) -> tuple[Path, Path]:
+    """Write the edited rows and their manifest into `folder`, each whole or not at all; returns their paths.
 
     The rows load in TRL and in `read_pairs`; fields that Seamark does not know are kept. The manifest is
     written first: an edited file never stands without it.
     """
     folder = Path(folder)
-    rows = (file_rows.to_file_row(pair, edit.pairs.raw.get(pair.id))[0] for pair in edit.pairs)
-    write_atomic(folder / MANIFEST, edit.manifest.to_json())
-    write_atomic(folder / EDITED, file_rows.to_jsonl(rows))
-    return folder / EDITED, folder / MANIFEST
+    plan = edit.manifest
+    write_atomic(folder / manifest, plan.to_json())
+    write_atomic(folder / edited, (file_rows.to_jsonl([row]).encode() for row in _file_rows(edit)))
+    return folder / edited, folder / manifest
+
+
+def write_removed(edit: Edit, path: Path) -> None:
+    """Write the rows that an edit took out, in the form of those that stayed."""
+    beside = edit.even and None in edit.manifest.layouts
+    rows = [file_rows.evened(removed.row, wrapped_beside=beside) for removed in edit.manifest.removed]
+    write_atomic(Path(path), file_rows.to_jsonl(rows))
+
+
+def _file_rows(edit: Edit) -> Iterator[dict[str, Any]]:
+    """The rows of the edited file, all with the same columns."""
+    plan = edit.manifest
+    wrapped = {mark.id for mark in plan.rows if plan.layouts[mark.layout] is None}
+    # What was flipped stands in `raw` as a row of the file already.
+    to_wrap = wrapped - set(plan.flipped)
+    for pair in edit.pairs:
+        read = edit.pairs.raw.get(pair.id)
+        uneven = tuple(read) if read is not None and pair.id in to_wrap else ()
+        row, _ = file_rows.to_file_row(pair, read, uneven)
+        yield file_rows.evened(row, wrapped_beside=edit.even and bool(wrapped))
 
 
 def undo(edited: Pairs, manifest: EditManifest) -> Pairs:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.sparse import csr_matrix, hstack
 
 from seamark.errors import DataError
-from seamark.features.contexts import ShownTexts, TokenText
+from seamark.features.contexts import ShownTexts, TextsReadAgain, TokenText
 from seamark.features.reading import Scan
 from seamark.features.sets import FeatureSet
 from seamark.text.rendering import Rendered
@@ -21,7 +21,7 @@ SIDES = ("chosen", "rejected")
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Contribution(NamedTuple):
@@ -86,14 +86,15 @@ class Review:
     Args:
         scan: a scan of pairs.
         features: the set that speaks for and against.
+        again: reads texts through the model once more, for scans that kept no latents of single tokens.
 
     Raises:
         DataError: a latent that the scan's autoencoder lacks.
         ConfigError: an autoencoder that the scan does not hold.
     """
 
-    def __init__(self, scan: Scan, features: FeatureSet) -> None:
-        self.scan, self.features = scan, features
+    def __init__(self, scan: Scan, features: FeatureSet, again: TextsReadAgain | None = None) -> None:
+        self.scan, self.features, self._again = scan, features, again
         self._latents: dict[str, list[int]] = {}
         for f in features.features:
             self._latents.setdefault(scan.sae_id(f.sae), []).append(f.latent)
@@ -135,15 +136,18 @@ class Review:
 
     @property
     def _reason(self) -> str:
-        return "" if self.scan.manifest["choices"]["keep_tokens"] else "the scan kept no latents of single tokens"
+        if self._again is not None or self.scan.manifest["choices"]["keep_tokens"]:
+            return ""
+        return "the scan kept no latents of single tokens"
 
     def _side(self, row: int, about: Mapping[str, object]) -> tuple[ReviewedSide, Rendered]:
         if self._reason:
             rendered = self._texts.rendered(row)
             text, by_feature = _response(rendered), dict[tuple[str, int], tuple[float, ...]]()
         else:
-            ((text, by_feature),) = self.scan.token_texts.truth({row: self._latents})
-            rendered = self.scan.token_texts.rendered(row)
+            source = self._again or self.scan.token_texts
+            ((text, by_feature),) = source.truth({row: self._latents})
+            rendered = source.rendered(row)
         contributions: list[list[Contribution]] = [[] for _ in text.tokens]
         for key, values in by_feature.items():
             feature = self._place[key]

@@ -3,14 +3,16 @@
 An edited file must load anywhere, so every row has `id`, `group`, `prompt`, `chosen` and `rejected` as
 plain fields. A row that was read in that shape keeps all its other fields beside them ("direct"). A row
 read from another shape (other column names, a prompt inside both answers) would carry its old label along
-beside the new one; it is kept as one JSON string in `original` instead ("wrapped").
+beside the new one; it is kept as one JSON string in `original` instead ("wrapped"). So is a row with a column that
+other rows lack or hold in another type: readers of JSON lines take a file's columns from its first rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,49 @@ Row = dict[str, Any]
 ORIGINAL = "original"
 _LABELS = ("prompt", "chosen", "rejected")
 _OPTIONAL = ("source", "category")
+_OWN = ("id", "group", *_LABELS, *_OPTIONAL)
 
 
-def to_file_row(pair: PreferencePair, read: Mapping[str, Any] | None) -> tuple[Row, tuple[str, ...] | None]:
+def to_file_row(
+    pair: PreferencePair, read: Mapping[str, Any] | None, uneven: Collection[str] = ()
+) -> tuple[Row, tuple[str, ...] | None]:
     """The row of an edited file for `pair`, and the keys of the row as read (None: it is wrapped in
-    `original`).
+    `original`). Rows with a column of `uneven` are wrapped.
     """
     plain = pair.to_row()
     if read is None:
         return plain, tuple(plain)
     raw = json.loads(dumps(read))  # dates and the like (Parquet) become the text they will be in the file
-    if _is_direct(raw, plain):
+    if _is_direct(raw, plain) and not (uneven and any(key in uneven for key in raw)):
         needed = {k: v for k, v in plain.items() if k not in raw and (v != "" or k not in _OPTIONAL)}
         return {**raw, **needed}, tuple(raw)
     return {**plain, ORIGINAL: dumps(raw)}, None
+
+
+def uneven_columns(rows: Iterable[Mapping[str, Any] | None]) -> frozenset[str]:
+    """Columns besides a pair's own fields that not all rows have, or not all in one type (null fits any).
+
+    Args:
+        rows: as they were read; None: a row with a pair's own fields alone.
+    """
+    n, have, kinds = 0, Counter[str](), dict[str, set[str]]()
+    for row in rows:
+        n += 1
+        extra = {} if row is None else {key: value for key, value in row.items() if key not in _OWN}
+        have.update(extra.keys())
+        for key, value in extra.items():
+            if value is not None:
+                kinds.setdefault(key, set()).add(_kind(value))
+    return frozenset(key for key, count in have.items() if count < n or len(kinds.get(key, ())) > 1)
+
+
+def _kind(value: Any) -> str:
+    """The type of a JSON value, down to the fields of objects and the items of lists."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_kind(value[key])}" for key in sorted(map(str, value)) if key in value) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(sorted({_kind(item) for item in value})) + "]"
+    return type(value).__name__
 
 
 def _is_direct(raw: Row, plain: Row) -> bool:
@@ -65,6 +96,11 @@ def from_file_row(row: Mapping[str, Any], keys: tuple[str, ...] | None) -> Row:
     return {key: row.get(key) for key in keys}
 
 
+def evened(row: Row, *, wrapped_beside: bool) -> Row:
+    """`row` with the column `original`, empty, where other rows of its file are wrapped: all have the same columns."""
+    return {**row, ORIGINAL: ""} if wrapped_beside and ORIGINAL not in row else row
+
+
 def flip_row(row: Mapping[str, Any]) -> Row:
     """`row` with `chosen` and `rejected` swapped; every field keeps its place."""
     return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
@@ -72,9 +108,9 @@ def flip_row(row: Mapping[str, Any]) -> Row:
 
 def row_digest(row: Mapping[str, Any]) -> str:
     """16 hex digits of a row's content: the order of fields and the difference of null and absent do not
-    count.
+    count, nor does an empty `original` (see `evened`).
     """
-    present = {k: v for k, v in row.items() if v is not None}
+    present = {k: v for k, v in row.items() if v is not None and not (k == ORIGINAL and v == "")}
     text = json.dumps(present, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 

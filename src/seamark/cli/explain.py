@@ -18,6 +18,7 @@ from seamark.errors import ConfigError
 from seamark.run import versions
 
 if TYPE_CHECKING:
+    from seamark.explain.dimension import Dimension
     from seamark.explain.ledger import Ledger
     from seamark.explain.llm import LLM, CostEstimate
     from seamark.explain.records import Explanation, Key
@@ -85,6 +86,7 @@ def explain(
     common: Shared, ask: Ask, scan: Path, out: Path, sae: str | None = None, features: Path | None = None,
     latents: tuple[int, ...] = (), n: int = 200, seed: int = 0, group: str | None = None, language: str = "en",
     taxonomy: Path | None = None, model: str | None = None, suite: Many = (), overwrite: bool = False,
+    dimension: Path | None = None,
 ) -> None:  # fmt: skip
     """Explain features from texts of a scan: a sentence, tags and a safety rating for each.
 
@@ -110,12 +112,18 @@ def explain(
             the scan kept no latents of single tokens.
         suite: with --model, the scan's SAEs as name=folder; repeat for each.
         overwrite: give up what the folder holds of another scan, model or way, or of features not asked for now.
+        dimension: rate features for this instead of safety: a YAML file with name, group and question.
     """
     from seamark.explain import folder
+    from seamark.explain.dimension import SAFETY, Dimension
     from seamark.explain.lexical import CAVEAT
     from seamark.explain.taxonomy import Taxonomy
     from seamark.features import ContextConfig, Scan
 
+    about_what = SAFETY if dimension is None else Dimension.load(dimension)
+    if dimension is not None and ask.llm is None:
+        raise ConfigError("only a language model rates for a dimension, and none is named", where="--dimension",
+                          fix="Write --llm NAME")  # fmt: skip
     opened, config = Scan.open(scan), ContextConfig(group=group, seed=seed)
     tags = Taxonomy.default() if taxonomy is None else Taxonomy.load(taxonomy, extend=True)
     chosen = _chosen(opened, sae, features, latents, n, seed)
@@ -123,13 +131,13 @@ def explain(
         llm = asking.llm if asking else None
         blocks, why_not = _prepared(opened, chosen, config, model, suite)
         if llm is not None and ask.dry_run:
-            _show_estimate(llm, *_at_once(blocks), tags, language, common)
+            _show_estimate(llm, *_at_once(blocks), tags, language, about_what, common)
             return
         settings = folder.Settings.of(opened.manifest["key"], config, llm.name if llm else None, language, tags,
-                                      promoted=model is not None and not why_not)  # fmt: skip
+                                      promoted=model is not None and not why_not, dimension=about_what)  # fmt: skip
         old = folder.earlier(out, settings, chosen, overwrite=overwrite)
         with folder.drafts(out) as draft:
-            new = _explained(blocks, draft / folder.CONTEXTS, llm, tags, language)
+            new = _explained(blocks, draft / folder.CONTEXTS, llm, tags, language, about_what)
             found, kept = folder.keep_good(new, old)
             folder.check_any(found.values())
             manifest = folder.publish(draft, out, found.values(), settings, chosen, scan)
@@ -140,7 +148,7 @@ def explain(
     if llm is None:
         notes += [LEXICAL, CAVEAT, *(["Its explanations are in English."] if language != "en" else [])]
     about = {"scan": str(scan), "group": group, "seed": seed, "key": manifest.key, "settings": settings, "kept": kept,
-             "versions": versions()}  # fmt: skip
+             "dimension": about_what.name, "versions": versions()}  # fmt: skip
     _show(about | summary(found.values()) | {"notes": notes, "cost": books}, found, common, out)
 
 
@@ -202,7 +210,7 @@ def _at_once(blocks: Iterator[Prepared]) -> Prepared:
 
 
 def _explained(
-    blocks: Iterator[Prepared], path: Path, llm: LLM | None, tags: Taxonomy, language: str
+    blocks: Iterator[Prepared], path: Path, llm: LLM | None, tags: Taxonomy, language: str, dimension: Dimension
 ) -> dict[Key, Explanation]:
     """Explain block by block, and write each block's contexts to `path` before the next one."""
     from seamark.explain.explaining import explain_features
@@ -212,7 +220,8 @@ def _explained(
 
     def features() -> Iterator[FeatureContexts]:
         for contexts, promoted in blocks:
-            found.update(explain_features(contexts, llm, taxonomy=tags, language=language, promoted=promoted))
+            found.update(explain_features(contexts, llm, taxonomy=tags, language=language, promoted=promoted,
+                                          dimension=dimension))  # fmt: skip
             yield from contexts.values()
 
     write_contexts(features(), path)
@@ -279,12 +288,12 @@ def asked(ask: AskOptions, out: Path) -> Iterator[Asked | None]:
 
 def _show_estimate(
     llm: LLM, contexts: Mapping[Key, FeatureContexts], promoted: Mapping[Key, Promoted], tags: Taxonomy, language: str,
-    common: Common,
+    dimension: Dimension, common: Common,
 ) -> None:  # fmt: skip
     from seamark.explain.explaining import check_answer, explain_requests
 
-    requests = explain_requests(contexts, taxonomy=tags, language=language, promoted=promoted)
-    found = llm.estimate(list(requests.values()), check_answer(tags, language))
+    requests = explain_requests(contexts, taxonomy=tags, language=language, promoted=promoted, dimension=dimension)
+    found = llm.estimate(list(requests.values()), check_answer(tags, language, dimension))
     silent = len(contexts) - len(requests)
     rows = [
         ("features", f"{len(contexts):,}"), ("not active in their texts, not asked about", f"{silent:,}"),
@@ -351,7 +360,7 @@ def _show(result: dict[str, Any], found: Mapping[Key, Explanation], common: Comm
         lines = [(f"{e.sae}/{e.latent}: {e.text}", ", ".join(map(str, e.tags)), "–" if e.rating is None else e.rating)
                  for e in good[:SHOWN]]  # fmt: skip
         title = f"Explanations ({result['method']})" + (f", {SHOWN} of {len(good):,}" if len(good) > SHOWN else "")
-        Console().print(rich_table(title, ("feature", "tags", "safety 1-5"), lines))
+        Console().print(rich_table(title, ("feature", "tags", f"{result['dimension']} 1-5"), lines))
     rows = [("method", result["method"] + (f", {result['model']}" if result["model"] else "")),
             ("features", f"{result['features']:,}"), ("explained", f"{result['explained']:,}"),
             *((f"failed: {reason}", f"{n:,}") for reason, n in result["failed"].items()),

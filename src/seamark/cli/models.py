@@ -9,6 +9,8 @@ import tyro
 
 from seamark.cli.options import Common, Many, the_pairs, the_recipe
 from seamark.cli.output import finish, percent
+from seamark.cli.rewardbench import eval_rewardbench
+from seamark.errors import ConfigError
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 
@@ -41,19 +43,31 @@ def reward_train(
 
 
 def reward_eval(
-    common: Shared, model: str, pairs: Many = (), out: Path | None = None, split: Literal["test", "all"] = "all"
-) -> None:
-    """Accuracy of a reward model by group and category, beside "the longer answer wins".
+    common: Shared, model: str, pairs: Many = (), out: Path | None = None, split: Literal["test", "all"] = "all",
+    rewardbench: Many = (), trained_on: Many = (), keep_seen: bool = False,
+) -> None:  # fmt: skip
+    """Accuracy of a reward model by group and category, beside "the longer answer wins"; or on RewardBench.
 
     Args:
         common: options of every command.
         model: the reward model: a folder or a Hub name.
         pairs: preference pairs as group=file; without any, the demo pairs.
-        out: folder for result.json.
+        out: folder for result.json (and the table as rewardbench.md, .csv and .tex).
         split: all pairs, or the held-out side of the recipe's split.
+        rewardbench: instead of pairs: allenai/reward-bench, or a file of it with a column subset. Repeat for more.
+        trained_on: pairs the model was trained on, as group=file: what they share with RewardBench is left out.
+        keep_seen: count prompts that the model was trained on nevertheless.
     """
     from seamark.model import RewardModel, evaluate
 
+    if rewardbench:
+        if pairs or split != "all":
+            raise ConfigError("RewardBench is all test, and its pairs are its own", where="--rewardbench",
+                              fix="Leave out --pairs and --split")  # fmt: skip
+        return eval_rewardbench(common, model, rewardbench, trained_on, keep_seen, out)
+    if trained_on or keep_seen:
+        raise ConfigError("this is about --rewardbench", where="--trained-on" if trained_on else "--keep-seen",
+                          fix="Give --rewardbench allenai/reward-bench, or a file of it")  # fmt: skip
     recipe = the_recipe(common)
     loaded = RewardModel.from_pretrained(model)
     found = evaluate(loaded, the_pairs(recipe, pairs, "test" if split == "test" else None),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seamark.explain.comparing import compare
+    from seamark.explain.dimension import SAFETY, Dimension
     from seamark.explain.drafting import draft_contrast_pairs
     from seamark.explain.explaining import draw_features, explain_features, explain_requests, llm_ratings
     from seamark.explain.human import export_sheet, import_sheet
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from seamark.explain.taxonomy import Tag, Taxonomy
 
 _HOMES = {
+    "SAFETY": "dimension",
+    "Dimension": "dimension",
     "Explanation": "records",
     "LexiconEntry": "records",
     "Rating": "ratings",
@@ -53,10 +56,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Explanation", "LexiconEntry", "Rating", "Simulation", "SimulationConfig", "Tag", "Taxonomy", "compare",
-    "draft_contrast_pairs", "draw_features", "explain_features", "explain_lexical", "explain_requests",
-    "export_sheet", "import_sheet", "llm_ratings", "read_explanations", "read_simulations", "simulate",
-    "statistical_ratings", "write_explanations", "write_simulations",
+    "SAFETY", "Dimension", "Explanation", "LexiconEntry", "Rating", "Simulation", "SimulationConfig", "Tag",
+    "Taxonomy", "compare", "draft_contrast_pairs", "draw_features", "explain_features", "explain_lexical",
+    "explain_requests", "export_sheet", "import_sheet", "llm_ratings", "read_explanations",
+    "read_simulations", "simulate", "statistical_ratings", "write_explanations", "write_simulations",
 ]  # fmt: skip
 
 

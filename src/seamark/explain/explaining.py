@@ -1,6 +1,7 @@
-"""Explaining features: what each stands for, its tags and its safety rating, by a language model or without one.
+"""Explaining features: what each stands for, its tags and its rating, by a language model or without one.
 
-With an LLM as in Safe-SAIL (arXiv 2509.18127, METHODS §2.3), rated on SAFER's scale (arXiv 2507.00665, METHODS §1.5).
+With an LLM as in Safe-SAIL (arXiv 2509.18127, METHODS §2.3), rated on SAFER's scale (arXiv 2507.00665, METHODS §1.5),
+for safety or another dimension.
 Without one the lexical explainer is used, and its records say so. What fails is recorded with its reason and is never
 rated.
 """
@@ -15,15 +16,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from seamark.errors import ConfigError, DataError
+from seamark.explain.dimension import SAFETY, Dimension
 from seamark.explain.lexical import explain_lexical
 from seamark.explain.llm import Answer, Check, Request
 from seamark.explain.presenting import MAX_CHARS, Presented, escape, present
-from seamark.explain.prompts import EXPLAIN, load_prompt
+from seamark.explain.prompts import EXPLAIN, EXPLAIN_DIMENSION, load_prompt
 from seamark.explain.records import Explanation, Key
 from seamark.explain.taxonomy import Taxonomy
 from seamark.features.context_sets import FeatureContexts
 from seamark.features.promoted import Promoted
 from seamark.features.reading import Scan
+from seamark.run import digest
 from seamark.show.html import visible
 from seamark.text.pairs import hash_unit
 
@@ -59,9 +62,16 @@ class _Answered(BaseModel):
 
     explanation: str
     tags: list[str]
-    safety_rating: int | None = Field(ge=1, le=5)
+    rating: int | None = Field(ge=1, le=5)
     rating_reason: str
     language: str
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], dimension: Dimension) -> _Answered:
+        """The answer, whose rating may have a name of its own. `ValidationError` where it has another form."""
+        key = _rating_key(dimension)
+        return cls.model_validate({k: v for k, v in data.items() if k != "rating"} | (
+            {"rating": data[key]} if key in data else {}))  # fmt: skip
 
 
 def draw_features(scan: Scan, sae_id: str | None = None, n: int = 200, seed: int = 0) -> dict[str, list[int]]:
@@ -90,6 +100,7 @@ def explain_features(
     language: str = "en",
     promoted: Mapping[Key, Promoted] | None = None,
     max_chars: int = MAX_CHARS,
+    dimension: Dimension = SAFETY,
 ) -> dict[Key, Explanation]:
     """Explain features from the explain half of their contexts; the other half is never looked at.
 
@@ -100,6 +111,7 @@ def explain_features(
         language: code of the language to explain in, such as "en" or "zh".
         promoted: tokens that features promote and suppress, if known (`promoted_tokens`).
         max_chars: characters of one feature's texts in its prompt.
+        dimension: what the LLM rates features for.
 
     Returns:
         {(sae id, latent): explanation}, in the order of `contexts`. Every feature is there: one that is active in none
@@ -115,7 +127,7 @@ def explain_features(
     if llm is None:
         found = {key: _lexically(feature, taxonomy) for key, feature in contexts.items()}
     else:
-        found = _by_llm(contexts, llm, taxonomy, language, promoted, max_chars)
+        found = _by_llm(contexts, llm, taxonomy, language, promoted, max_chars, dimension)
     return {key: _with_promoted(found[key], promoted.get(key)) for key in contexts}
 
 
@@ -126,6 +138,7 @@ def explain_requests(
     language: str = "en",
     promoted: Mapping[Key, Promoted] | None = None,
     max_chars: int = MAX_CHARS,
+    dimension: Dimension = SAFETY,
 ) -> dict[Key, Request]:
     """What `explain` asks an LLM, for every feature that is active in its texts; for estimates of the cost."""
     taxonomy, promoted = taxonomy or Taxonomy.default(), promoted or {}
@@ -133,16 +146,32 @@ def explain_requests(
     for key, feature in contexts.items():
         if _is_active(feature):
             shown = present(feature, max_chars=max_chars, promoted=promoted.get(key))
-            requests[key] = _request(shown, taxonomy, language)
+            requests[key] = _request(shown, taxonomy, language, dimension)
     return requests
 
 
-def answer_schema(taxonomy: Taxonomy, language: str) -> dict[str, Any]:
+def prompt_version(dimension: Dimension = SAFETY) -> str:
+    """The prompt's name as records have it. With another question than safety's it holds the dimension's name and a
+    digest of the question: ratings for different questions never pass for one."""
+    if _is_safety(dimension):
+        return EXPLAIN
+    return f"{EXPLAIN_DIMENSION}:{dimension.name}:{digest(dimension.question)[:8]}"
+
+
+def _is_safety(dimension: Dimension) -> bool:
+    return (dimension.name, dimension.question) == (SAFETY.name, SAFETY.question)
+
+
+def _rating_key(dimension: Dimension) -> str:
+    return "safety_rating" if _is_safety(dimension) else "rating"
+
+
+def answer_schema(taxonomy: Taxonomy, language: str, dimension: Dimension = SAFETY) -> dict[str, Any]:
     """JSON schema of an answer: tags from the taxonomy alone, rating 1-5 or null. All keys are required."""
     properties = {
         "explanation": {"type": "string"},
         "tags": {"type": "array", "items": {"type": "string", "enum": [str(tag) for tag in taxonomy.tags]}},
-        "safety_rating": {"type": ["integer", "null"], "enum": [1, 2, 3, 4, 5, None]},
+        _rating_key(dimension): {"type": ["integer", "null"], "enum": [1, 2, 3, 4, 5, None]},
         "rating_reason": {"type": "string"},
         "language": {"type": "string", "enum": [language]},
     }
@@ -159,18 +188,19 @@ def llm_ratings(explanations: Iterable[Explanation]) -> dict[Key, tuple[int | No
     }
 
 
-def check_answer(taxonomy: Taxonomy, language: str) -> Check:
+def check_answer(taxonomy: Taxonomy, language: str, dimension: Dimension = SAFETY) -> Check:
     """A function that says why an answer cannot be used; empty where it can."""
 
     def check(request: Request, data: Mapping[str, Any]) -> str:
         try:
-            answer = _Answered.model_validate(dict(data))
+            answer = _Answered.read(data, dimension)
         except ValidationError as e:
             first = e.errors()[0]
-            return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            key = ".".join(map(str, first["loc"]))
+            return f"{_rating_key(dimension) if key == 'rating' else key}: {first['msg']}"
         if problem := _text_problem(" ".join(answer.explanation.split()), request, language):
             return problem
-        if answer.safety_rating is not None and not answer.rating_reason.strip():
+        if answer.rating is not None and not answer.rating_reason.strip():
             return "rating_reason is empty"
         if unknown := taxonomy.sort_out(answer.tags).unknown:
             return f"unknown tags: {', '.join(repr(_clean(tag)[:40]) for tag in unknown[:3])}"
@@ -208,8 +238,10 @@ def _shares(text: str, prompt: str) -> bool:
     return any(text[i : i + ECHO] in prompt for i in range(len(text) - ECHO + 1))
 
 
-def _request(shown: Presented, taxonomy: Taxonomy, language: str) -> Request:
-    system, user = load_prompt(EXPLAIN).fill({
+def _request(shown: Presented, taxonomy: Taxonomy, language: str, dimension: Dimension) -> Request:
+    asked = {} if _is_safety(dimension) else {"question": dimension.question, "dimension": dimension.name}
+    system, user = load_prompt(EXPLAIN_DIMENSION if asked else EXPLAIN).fill({
+        **asked,
         "language": LANGUAGES.get(language, f"the language of code {language}"),
         "language_code": language,
         "tags": _tag_list(taxonomy),
@@ -217,7 +249,7 @@ def _request(shown: Presented, taxonomy: Taxonomy, language: str) -> Request:
         "data": shown.text,
         "code": shown.code,
     })  # fmt: skip
-    schema = answer_schema(taxonomy, language)
+    schema = answer_schema(taxonomy, language, dimension)
     return Request(STAGE, system, user, schema, "explanation", max_output_tokens=MAX_OUTPUT_TOKENS)
 
 
@@ -236,12 +268,16 @@ def _is_active(feature: FeatureContexts) -> bool:
 
 def _by_llm(
     contexts: Mapping[Key, FeatureContexts], llm: LLM, taxonomy: Taxonomy, language: str,
-    promoted: Mapping[Key, Promoted], max_chars: int,
+    promoted: Mapping[Key, Promoted], max_chars: int, dimension: Dimension,
 ) -> dict[Key, Explanation]:  # fmt: skip
-    requests = explain_requests(contexts, taxonomy=taxonomy, language=language, promoted=promoted, max_chars=max_chars)
-    answers = llm.ask_all(list(requests.values()), check_answer(taxonomy, language), progress_title="Explain")
-    about = {"language": language, "method": "llm", "model": llm.name, "prompt_version": EXPLAIN}
-    found = {key: _record(key, answer, taxonomy, about) for key, answer in zip(requests, answers, strict=True)}
+    requests = explain_requests(contexts, taxonomy=taxonomy, language=language, promoted=promoted, max_chars=max_chars,
+                                dimension=dimension)  # fmt: skip
+    check = check_answer(taxonomy, language, dimension)
+    answers = llm.ask_all(list(requests.values()), check, progress_title="Explain")
+    about = {"language": language, "method": "llm", "model": llm.name, "prompt_version": prompt_version(dimension)}
+    found = {
+        key: _record(key, answer, taxonomy, about, dimension) for key, answer in zip(requests, answers, strict=True)
+    }
     for key in contexts:
         if key not in found:
             found[key] = Explanation(sae=key[0], latent=key[1], text=None, reason=NO_CONTEXTS, rating_reason="",
@@ -249,16 +285,18 @@ def _by_llm(
     return found
 
 
-def _record(key: Key, answer: Answer, taxonomy: Taxonomy, about: Mapping[str, Any]) -> Explanation:
+def _record(
+    key: Key, answer: Answer, taxonomy: Taxonomy, about: Mapping[str, Any], dimension: Dimension
+) -> Explanation:
     spent = {"tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, "cost": answer.cost}
     common = {"sae": key[0], "latent": key[1], **about, **spent}
     if answer.failed or answer.data is None:
         reason = visible(answer.failed) or "no answer came"
         return Explanation(text=None, reason=reason, rating_reason="", **common)
-    good = _Answered.model_validate(dict(answer.data))
+    good = _Answered.read(answer.data, dimension)
     reason = _clean(good.rating_reason)[:MAX_REASON] or "the LLM gave neither a rating nor a reason"
     return Explanation(
-        text=_clean(good.explanation), tags=tuple(taxonomy.check(good.tags)), rating=good.safety_rating,
+        text=_clean(good.explanation), tags=tuple(taxonomy.check(good.tags)), rating=good.rating,
         rating_reason=reason, **common,
     )  # fmt: skip
 

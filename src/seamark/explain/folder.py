@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seamark.errors import ConfigError, DataError, FormatError, RunError
-from seamark.explain.explaining import NO_CONTEXTS
-from seamark.explain.prompts import EXPLAIN
+from seamark.explain.dimension import SAFETY, Dimension
+from seamark.explain.explaining import NO_CONTEXTS, prompt_version
 from seamark.explain.records import Explanation, Key, Method, read_explanations, write_explanations
 from seamark.explain.taxonomy import Taxonomy
 from seamark.features.context_choice import ContextConfig
@@ -46,13 +46,14 @@ class Settings(BaseModel):
 
     @classmethod
     def of(
-        cls, scan: str, contexts: ContextConfig, llm: str | None, language: str, taxonomy: Taxonomy, *, promoted: bool
-    ) -> Settings:
+        cls, scan: str, contexts: ContextConfig, llm: str | None, language: str, taxonomy: Taxonomy, *, promoted: bool,
+        dimension: Dimension = SAFETY,
+    ) -> Settings:  # fmt: skip
         """Settings of a run with the named LLM, or without one."""
         return cls(
             scan=scan, contexts=contexts, method="llm" if llm else "lexical", model=llm,
-            prompt_version=EXPLAIN if llm else "", language=language if llm else "en", taxonomy=digest(taxonomy),
-            promoted=promoted,
+            prompt_version=prompt_version(dimension) if llm else "", language=language if llm else "en",
+            taxonomy=digest(taxonomy), promoted=promoted,
         )  # fmt: skip
 
 

@@ -16,7 +16,10 @@ from importlib import resources
 from seamark.errors import ConfigError
 
 EXPLAIN = "explain-1"
+EXPLAIN_DIMENSION = "explain-dimension-1"
+"""`EXPLAIN` with another question than that for safety."""
 DRAFT = "draft-1"
+JUDGE = "judge-1"
 _PARTED = "===== user =====\n"
 _VERSION = re.compile(r"[a-z]+(-[a-z]+)*-[0-9]+")
 

@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.sparse import csc_matrix
 from scipy.stats import rankdata
 
 from seamark.errors import DataError
+from seamark.explain.dimension import Dimension
 from seamark.features.reading import Scan
 
 MIN_TEXTS = 10
@@ -74,29 +74,41 @@ def statistical_ratings(
     latents: Iterable[int],
     safety_group: str = "safety",
     other_groups: Sequence[str] | None = None,
+    *,
+    dimension: Dimension | None = None,
 ) -> list[Rating]:
     """Rate latents by how far they separate the safety group's texts from the others'.
+
+    With another `dimension` the same is asked of its group and the groups it is told from: `rate_safety` and
+    `rate_other` are then the firing rates in those.
 
     Args:
         scan: a scan holding texts of the safety group and of at least one other.
         sae_id: which autoencoder; None where there is only one.
         latents: which latents; the ratings come in this order.
         other_groups: groups to tell safety from; None: every other group of the scan.
+        dimension: takes the place of both; None: safety.
 
     Raises:
         DataError: one of the groups has no texts in the scan.
     """
-    name = scan.sae_id(sae_id)
+    name, about = scan.sae_id(sae_id), "safety"
+    if dimension is not None:
+        about, safety_group, other_groups = dimension.name, dimension.group, dimension.against or None
     groups = np.asarray(scan.texts["group"].to_pylist(), dtype=object)
     others = [g for g in scan.groups if g != safety_group] if other_groups is None else list(other_groups)
     safety, other = groups == safety_group, np.isin(groups, others)
     for mask, wanted in ((safety, safety_group), (other, ", ".join(others) or "any other")):
         if not mask.any():
-            raise DataError(f"no texts of group {wanted!r} in the scan", fix="Ratings need safety texts and others; "
+            raise DataError(f"no texts of group {wanted!r} in the scan", fix=f"Ratings need {about} texts and others; "
                             "scan both, or rate with an LLM")  # fmt: skip
-    pooled = csc_matrix(scan.pooled(name, "mean"))
+    latents = list(latents)
+    pooled = scan.columns(name, latents, "mean")  # of these alone: all latents of a large corpus would fill the memory
     named = others[0] if len(others) == 1 else "other"
-    return [_rate(name, i, pooled.getcol(i).toarray().ravel(), safety, other, safety_group, named) for i in latents]
+    return [
+        _rate(name, latent, pooled[:, [column]].toarray().ravel(), safety, other, safety_group, named)
+        for column, latent in enumerate(latents)
+    ]
 
 
 def _rate(

@@ -179,8 +179,17 @@ def _checked(scan: Scan, sae_id: str, latents: Sequence[int] | None) -> Integers
 
 
 def _differences(scan: Scan, sae_id: str, rows: Integers, latents: Integers | None) -> csr_matrix:
-    """d of each pair, [pairs × latents], without explicit zeros. `rows` [pairs, 2] ascend; a pair lies in one part."""
-    found = []
+    """`difference_parts` of all pairs at once."""
+    return vstack(list(difference_parts(scan, sae_id, rows, latents)), format="csr")
+
+
+def difference_parts(scan: Scan, sae_id: str, rows: Integers, latents: Integers | None = None) -> Iterator[csr_matrix]:
+    """d of each pair, [pairs × latents], without explicit zeros, a part of the scan at a time.
+
+    Args:
+        rows: [pairs, 2], as of `pair_rows`, its first column ascending; a pair lies in one part.
+        latents: only these; None: all.
+    """
     for start, part in scan.pooled_parts(sae_id, "mean"):
         mine = rows[(rows[:, 0] >= start) & (rows[:, 0] < start + part.shape[0])] - start
         part = part if latents is None else part[:, latents]
@@ -188,8 +197,7 @@ def _differences(scan: Scan, sae_id: str, rows: Integers, latents: Integers | No
         d = chosen - rejected
         d = d.multiply(abs(d) > ROUNDING * (chosen + rejected)).tocsr()
         d.eliminate_zeros()
-        found.append(d)
-    return vstack(found, format="csr")
+        yield d
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from seamark.text.rows import text_of
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse penalties C that cross-validation chooses from."""
 FOLDS = 5
+WORDS = r"(?u)\b\w+\b|[^\w\s]"
+"""What counts as a word: letters and digits, or one mark."""
 
 
 def bag_of_words_accuracy(train: Pairs, test: Pairs) -> dict[str, Estimate]:
@@ -37,8 +39,7 @@ def bag_of_words_accuracy(train: Pairs, test: Pairs) -> dict[str, Estimate]:
         raise DataError("no pairs to fit the bag-of-words baseline on")
     from sklearn.feature_extraction.text import CountVectorizer  # here, because it is slow to import
 
-    words = r"(?u)\b\w+\b|[^\w\s]"
-    vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=words, min_df=min(2, len(train)))
+    vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=WORDS, min_df=min(2, len(train)))
     try:
         vectorizer.fit([text_of(t) for p in train for t in (p.chosen, p.rejected)])
     except ValueError:  # no word occurs twice
@@ -60,6 +61,24 @@ def longer_wins(pairs: Sequence[PreferencePair]) -> dict[str, float]:
         longer = len(text_of(pair.chosen)) - len(text_of(pair.rejected))
         wins.setdefault(pair.group, []).append((float(np.sign(longer)) + 1) / 2)
     return {group: float(np.mean(won)) for group, won in wins.items()}
+
+
+def count_differences(pairs: Pairs, most: int = 20_000) -> sp.csr_matrix | None:
+    """Counts of words and word pairs in chosen minus those in rejected responses, [pairs, columns]; None where no two
+    pairs have a difference in common.
+
+    Words are hashed into 2^18 columns, so that no vocabulary grows with the data, and the `most` columns in which the
+    largest number of pairs differ are kept.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer  # here, because it is slow to import
+
+    vectorizer = HashingVectorizer(n_features=1 << 18, ngram_range=(1, 2), token_pattern=WORDS, norm=None,
+                                   alternate_sign=False)  # fmt: skip
+    x = _differences(vectorizer, pairs)
+    used = x.getnnz(axis=0)
+    kept = np.sort(np.lexsort((np.arange(len(used)), -used))[:most])
+    kept = kept[used[kept] > 1]
+    return x[:, kept] if len(kept) else None
 
 
 def _differences(vectorizer: Any, pairs: Sequence[PreferencePair]) -> sp.csr_matrix:
