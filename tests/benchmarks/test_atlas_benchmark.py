@@ -69,7 +69,7 @@ def test_a_stage_that_fails_leaves_the_others(tmp_path, monkeypatch):
     result = atlas.run(2, features=N, folder=tmp_path / "atlas")
     assert not (tmp_path / "atlas" / "old.db").exists()
     assert sorted(asked) == sorted([("files", 0), ("layout", 0), ("pages", 0)] + [
-        (name, i) for name in ("memory", "build", "search") for i in range(2)
+        (name, i) for name in ("memory", "build", "floor", "search") for i in range(2)
     ])  # fmt: skip
     found = by_name(result.claims)
     assert found["write_features_per_s"].value == 5000.5

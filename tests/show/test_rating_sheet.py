@@ -176,7 +176,7 @@ def test_a_page_has_a_named_answer_for_each_feature() -> None:
 def test_people_are_asked_in_the_words_of_the_prompt() -> None:
     """Agreement means little between answers to different questions."""
     prompts = resources.files("seamark.explain") / "prompts"
-    names = sorted(p.name for p in prompts.iterdir() if p.name.startswith("explain"))
+    names = sorted(p.name for p in prompts.iterdir() if re.fullmatch(r"explain-\d+\.txt", p.name))
     prompt = (prompts / names[-1]).read_text(encoding="utf-8")
     text, page = instructions(7), Page(sheet_page([feature(context(("a",)))], "ab12")).text
     for rating, words in SCALE.items():
