@@ -29,6 +29,7 @@ from seamark.diagnose.inspection import (
     WatchedFeature,
 )
 from seamark.diagnose.pieces import added_pieces, token_pieces
+from seamark.diagnose.units import check_text, units_of
 from seamark.errors import ConfigError, DataError
 from seamark.features.accumulate import Firings
 from seamark.features.gather import gather, public_name
@@ -42,8 +43,6 @@ from seamark.text.rendering import Rendered
 
 MAX_TOKENS = 1024
 """Tokens of a text that are read by default; what is longer loses its beginning."""
-MAX_CHARS = 200_000
-"""Characters of prompt and answer together."""
 TOP = 20
 READ = "one pass over the text"
 READ_GENERATED = "one pass over the prompt's tokens and the very tokens generated"
@@ -85,7 +84,7 @@ def inspect_text(
     check_suite(model, suite)
     _check(model, prompt, answer, top, max_tokens, generate, chat)
     _check_watched(suite, watch)
-    units = {sae_id: _units(sae_id, sae, q) for sae_id, sae in suite.items()}
+    units = {sae_id: units_of(sae_id, sae, q) for sae_id, sae in suite.items()}
     if generate is None:
         text = _given(model, prompt, answer, max_tokens, chat)
     else:
@@ -121,12 +120,7 @@ def _check(
     model: HookedModel, prompt: Text, answer: Text | None, top: int, max_tokens: int, generate: Generation | None,
     chat: bool,
 ) -> None:  # fmt: skip
-    said = plain(prompt) if isinstance(prompt, str) else "".join(m.content for m in prompt)
-    if not said.strip():
-        raise DataError("the prompt is empty", fix="Give a text")
-    size = len(said) + (0 if answer is None else len(plain(answer)))
-    if size > MAX_CHARS:
-        raise DataError(f"{size:,} characters; at most {MAX_CHARS:,} are read", fix="Give a shorter text")
+    check_text(prompt, answer)
     if top < 1 or max_tokens < 1:
         raise ConfigError(f"top is {top} and max_tokens {max_tokens}", fix="Take at least 1")
     if generate is not None and answer is not None:
@@ -143,17 +137,6 @@ def _check_watched(suite: Mapping[str, SparseAutoencoder], watch: Sequence[tuple
             raise DataError(f"no autoencoder {sae_id[:200]!r}", where="watch", fix=f"There are: {', '.join(suite)}")
         if not 0 <= latent < suite[sae_id].config.d_sae:
             raise DataError(f"no latent {latent}; there are {suite[sae_id].config.d_sae}", where=sae_id)
-
-
-def _units(
-    sae_id: str, sae: SparseAutoencoder, q: Mapping[str, NDArray[np.float64]] | None
-) -> NDArray[np.float64]:  # fmt: skip
-    """Q_f [d_sae], NaN where there is none: a quantile of 0 is none either."""
-    found = np.full(sae.config.d_sae, np.nan) if q is None or sae_id not in q else np.asarray(q[sae_id], np.float64)
-    if found.shape != (sae.config.d_sae,):
-        raise ConfigError(f"Q_f of {len(found)} features for an autoencoder of {sae.config.d_sae}", where=sae_id,
-                          fix="Take the scan of the same autoencoder")  # fmt: skip
-    return np.where(np.isfinite(found) & (found > 0), found, np.nan)
 
 
 def _given(model: HookedModel, prompt: Text, answer: Text | None, max_tokens: int, chat: bool) -> _ShownText:

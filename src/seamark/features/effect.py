@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from seamark.errors import ConfigError, DataError
+from seamark.features.moving import Move, moving
 from seamark.features.scan import check_suite
-from seamark.model.batching import Batch
 from seamark.model.loading import RewardModel
-from seamark.model.reading import Change, apply_at
+from seamark.model.reading import apply_at
 from seamark.model.skipping import skipping_below
 from seamark.run import progress
 from seamark.sae import SparseAutoencoder
@@ -72,7 +70,7 @@ def direct_effect(
         for latent in latents:
             size = float(q.get(latent, np.nan) if isinstance(q, Mapping) else q[latent])
             if np.isfinite(size):
-                change = _raise(sae, latent, amount * size, texts)
+                change = moving([(sae, [Move(latent, "add", amount * size)])], texts)
                 with apply_at(model, {sae.config.hookpoint: change}):
                     raised = model.rewards(texts, batch_tokens)
                 out[latent] = bootstrap_by_cluster(raised - base, codes, seed=seed)
@@ -80,19 +78,3 @@ def direct_effect(
                 out[latent] = Estimate.not_available("the feature fires fewer than 10 times: no Q_f", len(texts))
             advance(1)
     return out
-
-
-def _raise(sae: SparseAutoencoder, latent: int, size: float, texts: Sequence[Rendered]) -> Change:
-    """A change that adds `size` of a latent at the response positions of each text of a batch."""
-    direction_D = (size * sae.W_dec[latent]).detach()
-
-    def change(h_BTD: Tensor, batch: Batch) -> Tensor:
-        inside_BT = torch.zeros(h_BTD.shape[:2], dtype=torch.bool)
-        for b, row in enumerate(batch.rows):
-            inside_BT[b, slice(*texts[row].response_span)] = True
-        step_BTD = direction_D.to(h_BTD)[None, None, :]
-        if sae.config.normalize == "layer_norm":
-            step_BTD = step_BTD * (h_BTD.std(-1, keepdim=True) + sae.config.eps)
-        return torch.where(inside_BT.to(h_BTD.device)[..., None], h_BTD + step_BTD, h_BTD)
-
-    return change

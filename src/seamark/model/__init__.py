@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from seamark.model.batching import Batch, collate, plan_batches
 from seamark.model.evaluation import Evaluation, evaluate
-from seamark.model.loading import HookedModel, LanguageModel, RewardModel, load_model
+from seamark.model.loading import HookedModel, LanguageModel, RewardModel, is_reward_model, load_model
 from seamark.model.pretrained import DEFAULT_MODEL, resolve_name
 from seamark.model.reading import Reading, apply_at, read
 from seamark.model.skipping import BlockCache
@@ -31,6 +31,7 @@ __all__ = [
     "apply_at",
     "collate",
     "evaluate",
+    "is_reward_model",
     "load_model",
     "plan_batches",
     "read",

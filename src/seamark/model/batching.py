@@ -14,7 +14,7 @@ from seamark.text.rendering import Rendered
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts padded on the right to one length.
+    """Texts padded to one length: on the right, or as a direct call of the model has them.
 
     `input_ids` and `attention_mask` are int64 [B, T]; `rows` [B] says which text each row is.
     """
@@ -22,10 +22,23 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     rows: tuple[int, ...]
+    before: Tensor | None = None
+    """int64 [B], in a direct call of the model: tokens of each text that lie before the first column, in a cache."""
+    given: Tensor | None = None
+    """int64 [B], in `generate`: tokens of each text that were given to go on from. What stands behind is the answer."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Where each token stands in its text, counted from 0 and without padding, int64 [B, T]; −1 at padding."""
+        place = self.attention_mask.cumsum(1) - 1
+        if self.before is not None:
+            place = place + self.before[:, None]
+        return place.masked_fill(self.attention_mask == 0, -1)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.rows)
+        more = [None if t is None else t.to(device) for t in (self.before, self.given)]
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.rows, *more)
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int, max_batch: int | None = None) -> list[list[int]]:

@@ -31,7 +31,7 @@ class HookedModel:
 
     Attributes:
         hf: the transformers model; PEFT adapters are merged into it unless it is quantised.
-        tokenizer: its tokenizer, with a pad token.
+        tokenizer: its tokenizer, with a pad token; None: there are hookpoints, but no texts.
         name: the name or path it was loaded from.
     """
 
@@ -43,7 +43,8 @@ class HookedModel:
         self.changes = 0
         """How many `apply_at` are open."""
         self._now = threading.local()
-        _ensure_pad_token(hf, tokenizer)
+        if tokenizer is not None:
+            _ensure_pad_token(hf, tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_now"}

@@ -31,6 +31,7 @@ from seamark.model.pretrained import (
     set_dropout,
 )
 from seamark.model.reading import evaluating, read
+from seamark.run import read_json
 from seamark.text.rendering import Rendered
 
 __all__ = ["DEFAULT_MODEL", "HookedModel", "LanguageModel", "RewardModel", "load_model", "resolve_name"]
@@ -204,6 +205,19 @@ class LanguageModel(HookedModel):
         with evaluating(self.hf, precision), self.reading(batch.to(self.device)) as moved:
             out: Tensor = self.forward(moved).logits
             return out
+
+
+def is_reward_model(path: str | os.PathLike[str]) -> bool:
+    """Whether what lies at `path` has a scalar head: by its config, or by the task of an adapter. Loads no weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    name = resolve_name(path)
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.is_file():
+        return bool(read_json(adapter).get("task_type") == "SEQ_CLS")
+    return not _why_no_reward_model(load_config(name))
 
 
 def load_model(

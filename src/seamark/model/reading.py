@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seamark.errors import ModelError
 from seamark.model.batching import Batch
+from seamark.model.calls import Calls
 from seamark.model.hookpoints import resolve
 from seamark.model.precision import Precision, autocast, exact_head
 
@@ -183,26 +184,30 @@ def read(
 def apply_at(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None]:
     """While the context is open, every forward pass of the model goes through `changes` at their hookpoints.
 
-    It holds for `read`, for `rewards` and for any call of `model.hf` itself (then the batch handed to the
-    function is made from the call's own `input_ids` and `attention_mask`). A function that returns the very
-    tensor it got changes no bit of the output. Hooks registered earlier see activations first: open
-    `apply_at` before reading.
+    It holds for `read`, for `rewards` and for any call of `model.hf` itself, `model.hf.generate` too (then the batch
+    handed to the function is made from the call's own `input_ids`, `attention_mask` and cache; `Batch.positions` says
+    where its tokens stand in their texts). A function that returns the very tensor it got changes no bit of the
+    output. Hooks registered earlier see activations first: open `apply_at` before reading.
 
     Raises:
-        ModelError: an unknown hookpoint, or a function that returns another shape.
+        ModelError: an unknown hookpoint, a function that returns another shape, or a call that does not tell which of
+            its tokens are padding.
     """
     modules = {name: resolve(model.hf, name) for name in changes}
-    model.changes += 1
-    handles = [model.hf.register_forward_pre_hook(_note_batch(model), with_kwargs=True)]
-    for name, module in modules.items():
-        handles.append(module.register_forward_hook(_changing(model, name, changes[name])))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.changes -= 1
-        model.batch_of_call = None
+
+    def tell(batch: Batch) -> None:
+        model.batch_of_call = batch
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Calls(model.hf, model.name).noting(tell))
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(_changing(model, name, changes[name])).remove)
+        model.changes += 1
+        try:
+            yield
+        finally:
+            model.changes -= 1
+            model.batch_of_call = None
 
 
 def _changing(model: HookedModel, name: str, change: Change) -> Callable[[nn.Module, Any, Any], Any]:
@@ -217,17 +222,5 @@ def _changing(model: HookedModel, name: str, change: Change) -> Callable[[nn.Mod
         if new.shape != h.shape:
             raise ModelError(f"the function changed the shape {tuple(h.shape)} to {tuple(new.shape)}", where=name)
         return _with_tensor(output, new.to(h.dtype))
-
-    return hook
-
-
-def _note_batch(model: HookedModel) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:
-            raise ModelError("apply_at needs a forward pass on input_ids", where=model.name)
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        mask = torch.ones_like(ids) if mask is None else mask
-        model.batch_of_call = Batch(ids, mask, tuple(range(len(ids))))
 
     return hook

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seamark.errors import FormatError, ModelError
 from seamark.model.batching import collate, plan_batches
+from seamark.model.calls import instance_has
 from seamark.model.hookpoints import find_family, parse_hookpoint
 from seamark.model.loading import HookedModel
 from seamark.model.precision import Precision
@@ -117,8 +118,8 @@ class BlockCache:
         with contextlib.ExitStack() as stack:
             stack.enter_context(apply_at(model, {}))  # notes each call's batch
             for block in blocks[:-1]:
-                stack.enter_context(_forward_is(block, lambda h, *_a, **_k: wrap(h)))
-            stack.enter_context(_forward_is(blocks[-1], last))
+                stack.enter_context(instance_has(block, "forward", lambda h, *_a, **_k: wrap(h)))
+            stack.enter_context(instance_has(blocks[-1], "forward", last))
             yield
 
 
@@ -170,15 +171,3 @@ def _output_form(model: HookedModel, block: nn.Module) -> Callable[[Tensor], Any
         rest = (None,) * (len(seen[0]) - 1)
         return lambda h: (h, *rest)
     return lambda h: h
-
-
-@contextlib.contextmanager
-def _forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = vars(module).get("forward")
-    vars(module)["forward"] = forward
-    try:
-        yield
-    finally:
-        vars(module).pop("forward")
-        if before is not None:
-            vars(module)["forward"] = before
