@@ -2,7 +2,7 @@
 
 `sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
 `--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`; `explain`
-`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`.
+`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`; `audit` `--setups a,b`, `--so-far`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import atlas, demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
+from benchmarks import atlas, audit, demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "reward": reward.run, "demo": demo.run, "scan": scan.run,
-    "explain": explain.run, "atlas": atlas.run,
+    "explain": explain.run, "atlas": atlas.run, "audit": audit.run,
     **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
 SPEED = [f"sae-speed-{shape}" for shape in sae_speed.SHAPES]
 GROUPS = {"sae-speed": SPEED, "sae": [*SPEED, "sae-fvu"]}
-OPTIONS = ("contenders", "minutes", "fresh", "lanes", "setups", "pairs", "tokens", "stage", "features", "trial")
+OPTIONS = ("contenders", "minutes", "fresh", "lanes", "setups", "pairs", "tokens", "stage", "features", "trial",
+           "so_far")  # fmt: skip
 """Of some benchmarks only: those that take an argument of that name."""
 
 
@@ -41,12 +42,13 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--minutes", help="sae-fvu: wall clock of the trainings, separated by commas")
     parser.add_argument("--fresh", action="store_true", default=None, help="sae-fvu: train again what is there")
     parser.add_argument("--lanes", type=int, help="sae-fvu: trainings side by side, once speeds are known")
-    parser.add_argument("--setups", help="scan: only these, separated by commas")
+    parser.add_argument("--setups", help="scan, audit: only these, separated by commas")
     parser.add_argument("--pairs", type=int, help="scan: so many pairs, for a trial")
     parser.add_argument("--tokens", type=int, help="scan: largest corpus of the growth (0: none)")
     parser.add_argument("--stage", help="explain: only these stages, separated by commas")
     parser.add_argument("--features", type=int, help="explain: so many features of each SAE, for a trial")
     parser.add_argument("--trial", action="store_true", default=None, help="explain: everything small")
+    parser.add_argument("--so-far", action="store_true", default=None, help="audit: claim what is finished")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")
