@@ -97,7 +97,7 @@ def crossfit_logistic(
     scores = np.zeros(len(fold))
     for k, block in enumerate(blocks):
         *_, weights = _path([b for j, b in enumerate(blocks) if j != k], [chosen[k]], scale=scale)
-        scores[fold == k] = block.x @ weights
+        scores[fold == k] = block.margins(weights)
     return scores
 
 
@@ -121,6 +121,11 @@ class Block:
     def __len__(self) -> int:
         return int(self.x.shape[0])
 
+    def margins(self, weights: Floats) -> Floats:
+        """x · w in the precision of x: with weights of another, numpy would copy all of x at every step. [pairs]"""
+        found: Floats = np.asarray(self.x @ weights.astype(self.x.dtype, copy=False), dtype=np.float64)
+        return found
+
 
 def _choose(blocks: Sequence[Block], strengths: Sequence[float], *, scale: bool) -> dict[int, float]:
     """{fold: C}. Fold j is foretold without j and k, for every k; that fit serves as k's foretold without j, too."""
@@ -129,8 +134,8 @@ def _choose(blocks: Sequence[Block], strengths: Sequence[float], *, scale: bool)
         for k in range(j):
             rest = [b for i, b in enumerate(blocks) if i not in (j, k)]
             for s, weights in enumerate(_path(rest, strengths, scale=scale)):
-                losses[k, s] += _softplus(blocks[j].x @ weights).sum()
-                losses[j, s] += _softplus(blocks[k].x @ weights).sum()
+                losses[k, s] += _softplus(blocks[j].margins(weights)).sum()
+                losses[j, s] += _softplus(blocks[k].margins(weights)).sum()
     return {k: strengths[int(np.argmin(line))] for k, line in enumerate(losses)}
 
 
@@ -153,7 +158,7 @@ def _path(blocks: Sequence[Block], strengths: Sequence[float], *, scale: bool) -
         def loss(w: Floats, penalty: float = penalty) -> tuple[float, Floats]:
             real, gradient, total = w * factor, np.zeros(len(w)), 0.0
             for b in blocks:
-                margins = b.x @ real
+                margins = b.margins(real)
                 total += float(_softplus(margins).sum())
                 gradient -= b.x.T @ expit(-margins).astype(b.x.dtype, copy=False)
             return total / n + penalty / 2 * float(w @ w), gradient * factor / n + penalty * w

@@ -66,7 +66,7 @@ def denoise(
     """Remove the lowest-scoring `rate` of `group` (SAFER's denoising). Ties go by a hash of id and `seed`.
 
     With `even`, all rows of the edited file have the same columns in the same types, so that it loads into `datasets`
-    and TRL whatever mixture of files the pairs came from: rows with other columns are wrapped (see `rows`).
+    and TRL whatever mixture of files the pairs came from (see `rows`).
 
     Raises:
         ConfigError: `rate` is not between 0 and 1.
@@ -151,9 +151,9 @@ def _edit(
     marks: list[RowMark] = []
     removed: list[RemovedRow] = []
     raw = dict(before.raw)
-    uneven = file_rows.uneven_columns(before.raw.get(pair.id) for pair in before) if even else frozenset()
+    wrap = even and file_rows.needs_wrapping(before, before.raw)
     for index, pair in enumerate(before):
-        row, keys = file_rows.to_file_row(pair, before.raw.get(pair.id), uneven)
+        row, keys = file_rows.to_file_row(pair, before.raw.get(pair.id), wrap=wrap)
         marks.append(RowMark(pair.id, file_rows.row_digest(row), layouts.setdefault(keys, len(layouts))))
         if pair.id in picked and kind == "remove":
             removed.append(RemovedRow(index=index, row=row))
@@ -198,8 +198,7 @@ def _file_rows(edit: Edit) -> Iterator[dict[str, Any]]:
     to_wrap = wrapped - set(plan.flipped)
     for pair in edit.pairs:
         read = edit.pairs.raw.get(pair.id)
-        uneven = tuple(read) if read is not None and pair.id in to_wrap else ()
-        row, _ = file_rows.to_file_row(pair, read, uneven)
+        row, _ = file_rows.to_file_row(pair, read, wrap=pair.id in to_wrap)
         yield file_rows.evened(row, wrapped_beside=edit.even and bool(wrapped))
 
 

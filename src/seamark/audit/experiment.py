@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from seamark.errors import DataError
-from seamark.model import BlockCache, RewardTraining, evaluate, train_reward_model
+from seamark.model import BlockCache, Evaluation, RewardTraining, evaluate, train_reward_model
 from seamark.model.precision import resolve_precision
 from seamark.run import read_json, write_json
 from seamark.stats import Estimate, Floats, bootstrap_matrix, cluster_codes
@@ -26,8 +26,13 @@ from seamark.text.pairs import Pairs
 Kind = Literal["poison", "denoise"]
 RESULT = "retrained.json"
 MODEL = "model"
+BENCH = "bench.jsonl"
 _KEEPS_MEANING = 0.65
 _NOISE_COST = 0.03
+_NO_SEED = "no seed is finished"
+ONE_SEED = "no interval: one seed only"
+UNEDITED = ("none", 0.0)
+"""The condition of runs on unedited data."""
 _BATCH_TOKENS = 4096
 """Padded tokens in a batch of the evaluation: several retrainings share the machine's memory."""
 
@@ -43,6 +48,7 @@ def retrain(
     removed: Sequence[str] = (),
     keep_model: bool = False,
     lower: Path | None = None,
+    bench: Path | None = None,
 ) -> dict[str, Any]:
     """A stage: train a reward model on edited pairs and note its margin on every test pair.
 
@@ -56,6 +62,7 @@ def retrain(
         removed: ids left out.
         keep_model: write the model too.
         lower: a saved `BlockCache` of the blocks that stay frozen.
+        bench: folder with further held-out pairs (`BENCH`), whose margins are noted apart.
     """
     config = RewardTraining(**training)
     pairs, held_out = Pairs.from_jsonl(train), Pairs.from_jsonl(test)
@@ -75,8 +82,12 @@ def retrain(
         measured = evaluate(
             model, held_out, max_length=config.max_length, batch_tokens=_BATCH_TOKENS, precision=precision
         )
+        on_bench = evaluate(
+            model, Pairs.from_jsonl(bench / BENCH), max_length=config.max_length, batch_tokens=_BATCH_TOKENS,
+            precision=precision,
+        ) if bench else None  # fmt: skip
     result: dict[str, Any] = {
-        "margins": dict(zip(measured.ids, map(float, measured.margins), strict=True)),
+        "margins": _margins(measured),
         "training": report.model_dump(exclude={"seconds", "losses", "accuracies", "dropped_ids"}),
         "dropped": len(report.dropped_ids),
         "final_loss": float(np.mean(report.losses[-5:])),
@@ -84,8 +95,14 @@ def retrain(
     }
     if keep_model:
         result["evaluation"] = measured.to_json()
+    if on_bench is not None:
+        result["bench_margins"] = _margins(on_bench)
     write_json(folder / RESULT, result)
     return {"precision": report.precision, "attention": report.attention, "threads": report.threads}
+
+
+def _margins(measured: Evaluation) -> dict[str, float]:
+    return dict(zip(measured.ids, map(float, measured.margins), strict=True))
 
 
 def _apply(pairs: Pairs, flipped: frozenset[str], removed: frozenset[str]) -> Pairs:
@@ -143,19 +160,36 @@ class Experiment:
         """Every (method, rate) there is, by first appearance."""
         return list(dict.fromkeys((c.method, c.rate) for c in self.cells))
 
-    def _matrix(self, method: str, rate: float, group: str) -> NDArray[np.float64]:
+    def seeds_of(self, *conditions: tuple[str, float]) -> list[int]:
+        """Seeds that every one of these conditions was run with: comparisons are paired by seed."""
+        found = [{c.seed for c in self.cells if (c.method, c.rate) == condition} for condition in conditions]
+        return sorted(set.intersection(*found)) if found else []
+
+    def _matrix(self, method: str, rate: float, group: str, seeds: Sequence[int]) -> NDArray[np.float64]:
         """[seeds, n] of `correct`."""
         cells = {c.seed: c for c in self.cells if (c.method, c.rate) == (method, rate)}
-        return np.stack([self.correct(cells[s], group) for s in self.seeds])
+        return np.stack([self.correct(cells[s], group) for s in seeds])
 
     def accuracy(self, method: str, rate: float, group: str) -> Estimate:
         """Mean accuracy over seeds; the interval resamples seeds and prompts."""
-        return bootstrap_matrix(self._matrix(method, rate, group), self._clusters[group])
+        seeds = self.seeds_of((method, rate))
+        if not seeds:
+            return Estimate.not_available(_NO_SEED)
+        return self._estimate(self._matrix(method, rate, group, seeds), group)
 
-    def lost(self, method: str, rate: float, group: str, than: tuple[str, float] = ("none", 0.0)) -> Estimate:
+    def lost(self, method: str, rate: float, group: str, than: tuple[str, float] = UNEDITED) -> Estimate:
         """Accuracy lost against another condition, paired by seed and test pair (positive: `method` is worse)."""
-        difference = self._matrix(*than, group) - self._matrix(method, rate, group)
-        return bootstrap_matrix(difference, self._clusters[group])
+        seeds = self.seeds_of(than, (method, rate))
+        if not seeds:
+            return Estimate.not_available(_NO_SEED)
+        difference = self._matrix(*than, group, seeds) - self._matrix(method, rate, group, seeds)
+        return self._estimate(difference, group)
+
+    def _estimate(self, values: Floats, group: str) -> Estimate:
+        """Mean of [seeds, n]. With one seed the doubt of training is unknown, so there is no interval."""
+        if len(values) == 1 and values.size:
+            return Estimate(value=float(values.mean()), n=values.shape[1], reason=ONE_SEED)
+        return bootstrap_matrix(values, self._clusters[group])
 
     def effect(self, rate: float, method: str = "safer", baseline: str = "random") -> Estimate:
         """D: target accuracy lost by `method`'s flips minus that lost by `baseline`'s, at the same rate."""
@@ -166,34 +200,38 @@ class Experiment:
 
     def kept(self, method: str, rate: float, group: str) -> Estimate:
         """(edited − ½) / (unedited − ½): the share of what the model knew about `group` that is left."""
-        clean = float(self._matrix("none", 0.0, group).mean())
-        if clean < _KEEPS_MEANING:
+        seeds = self.seeds_of(UNEDITED, (method, rate))
+        if not seeds:
+            return Estimate.not_available(_NO_SEED)
+        edited, unedited = (self._matrix(*c, group, seeds) for c in ((method, rate), UNEDITED))
+        if (clean := float(unedited.mean())) < _KEEPS_MEANING:
             return Estimate.not_available(f"the unedited model is at {clean:.2f} < {_KEEPS_MEANING} on {group}")
-        edited, unedited = self._matrix(method, rate, group), self._matrix("none", 0.0, group)
         return _ratio(edited - 0.5, unedited - 0.5, self._clusters[group])
 
-    def recovery(self, method: str, rate: float, clean: Floats) -> Estimate:
+    def recovery(self, method: str, rate: float, clean: Experiment) -> Estimate:
         """(denoised − noisy) / (clean − noisy) on the target group.
 
         Args:
-            clean: [seeds, n] `correct` of the models trained without injected noise, seeds in the same order.
+            clean: the same test pairs; its unedited runs were trained without injected noise.
         """
-        noisy = self._matrix("none", 0.0, self.target)
-        cost = float(clean.mean() - noisy.mean())
-        if cost < _NOISE_COST:
+        shared = set(clean.seeds_of(UNEDITED))
+        seeds = [s for s in self.seeds_of(UNEDITED, (method, rate)) if s in shared]
+        if not seeds:
+            return Estimate.not_available(_NO_SEED)
+        best = clean._matrix(*UNEDITED, self.target, seeds)
+        denoised, noisy = (self._matrix(*c, self.target, seeds) for c in ((method, rate), UNEDITED))
+        if (cost := float(best.mean() - noisy.mean())) < _NOISE_COST:
             return Estimate.not_available(f"the injected noise cost only {cost:.3f} < {_NOISE_COST}")
-        denoised = self._matrix(method, rate, self.target)
-        return _ratio(denoised - noisy, clean - noisy, self._clusters[self.target])
-
-    def target_matrix(self) -> Floats:
-        """[seeds, n] `correct` of the unedited runs on the target group."""
-        return self._matrix("none", 0.0, self.target)
+        return _ratio(denoised - noisy, best - noisy, self._clusters[self.target])
 
 
 def _ratio(top: Floats, bottom: Floats, clusters: NDArray[np.int64], draws: int = 2000) -> Estimate:
     """Ratio of means of two [seeds, n] matrices with an interval from resampling seeds and prompts together."""
     rng = np.random.default_rng(0)
     n_seeds, n = top.shape
+    value = float(top.mean() / bottom.mean())
+    if n_seeds == 1:
+        return Estimate(value=value, n=n, reason=ONE_SEED)
     n_clusters = int(clusters.max()) + 1
 
     def by_prompt(matrix: Floats) -> Floats:
@@ -208,4 +246,4 @@ def _ratio(top: Floats, bottom: Floats, clusters: NDArray[np.int64], draws: int 
         if below > 0:
             found.append(float((tops[rows] @ weight).sum()) / below)
     low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(value=float(top.mean() / bottom.mean()), low=float(low), high=float(high), n=n)
+    return Estimate(value=value, low=float(low), high=float(high), n=n)

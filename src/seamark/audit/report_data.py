@@ -180,6 +180,7 @@ class SuspiciousPair(Section):
     id: str
     group: str
     category: str = ""
+    source: str = ""
     score: float
     margin: float | None = None
     """Reward of chosen minus reward of rejected, of the clean reward model."""
@@ -188,6 +189,8 @@ class SuspiciousPair(Section):
     rejected: TokenText
     against: tuple[Against, ...] = ()
     note: str = ""
+    facts: tuple[Fact, ...] = ()
+    """What several methods say of it, shown in place of `score` and `margin`."""
 
 
 class Experiment(Section):
@@ -248,5 +251,76 @@ class ReportData(Section):
     denoising: Experiment | Missing
     targets: Checks | Missing
     failure_signs: Checks | Missing
+    costs: Costs | Missing
+    notes: tuple[str, ...] = ()
+
+
+Unit = Literal["text", "code", "count", "share", "points", "number", "signed"]
+Cell = Estimate | str | int | float | None
+"""A cell of a table; None prints as a dash."""
+
+
+class Column(Section):
+    name: str
+    unit: Unit = "text"
+    """How its cells are written: `share` as percent, `count` with thousands; `text` and `code` as they are."""
+
+
+class Table(Section):
+    """Any table: the first column names its rows."""
+
+    title: str
+    note: str = ""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    more: int = 0
+    """Rows that are left out here; the files have them."""
+
+
+class Plot(Section):
+    """Shares with their intervals: {series: ((x label, estimate), …)}."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, tuple[tuple[str, Estimate], ...]]
+
+
+class Block(Section):
+    """A section of prose, facts, charts and tables, in this order."""
+
+    intro: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    histogram: ScoreSummary | None = None
+    tables: tuple[Table, ...] = ()
+    after: tuple[str, ...] = ()
+    """Sentences below the tables."""
+
+
+class AuditData(Section):
+    """Everything the report of `seamark audit report` shows."""
+
+    schema_version: Literal[1] = 1
+    title: str
+    summary: tuple[str, ...] = ()
+    run: RunInfo
+    wrong: Block | Missing
+    suspicious: tuple[SuspiciousPair, ...] | Missing
+    suspicious_rule: str = ""
+    """What they are ranked by."""
+    breakdown: Block | Missing
+    data: Block | Missing
+    shortcuts: Block | Missing
+    beside: Block | Missing
+    """The reward model beside judges that know less."""
+    features: FeatureTable | Missing
+    overlap: Block | Missing
+    reliance: Block | Missing
+    sae: SaeQuality | Missing
+    failure_signs: Checks | Missing
+    edits: Block | Missing
+    extras: Block | Missing
+    """What would cost more, and what it would add."""
     costs: Costs | Missing
     notes: tuple[str, ...] = ()

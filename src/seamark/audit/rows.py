@@ -3,8 +3,8 @@
 An edited file must load anywhere, so every row has `id`, `group`, `prompt`, `chosen` and `rejected` as
 plain fields. A row that was read in that shape keeps all its other fields beside them ("direct"). A row
 read from another shape (other column names, a prompt inside both answers) would carry its old label along
-beside the new one; it is kept as one JSON string in `original` instead ("wrapped"). So is a row with a column that
-other rows lack or hold in another type: readers of JSON lines take a file's columns from its first rows.
+beside the new one; it is kept as one JSON string in `original` instead ("wrapped"). Readers of JSON lines take a file's
+columns from its first rows, so an "even" file wraps all of its rows where one has to be, or where columns differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,23 @@ _OWN = ("id", "group", *_LABELS, *_OPTIONAL)
 
 
 def to_file_row(
-    pair: PreferencePair, read: Mapping[str, Any] | None, uneven: Collection[str] = ()
+    pair: PreferencePair, read: Mapping[str, Any] | None, *, wrap: bool = False
 ) -> tuple[Row, tuple[str, ...] | None]:
     """The row of an edited file for `pair`, and the keys of the row as read (None: it is wrapped in
-    `original`). Rows with a column of `uneven` are wrapped.
+    `original`). With `wrap` it is wrapped whatever its shape.
     """
     plain = pair.to_row()
     if read is None:
         return plain, tuple(plain)
     raw = json.loads(dumps(read))  # dates and the like (Parquet) become the text they will be in the file
-    if _is_direct(raw, plain) and not (uneven and any(key in uneven for key in raw)):
+    if not wrap and _is_direct(raw, plain):
         needed = {k: v for k, v in plain.items() if k not in raw and (v != "" or k not in _OPTIONAL)}
         return {**raw, **needed}, tuple(raw)
     return {**plain, ORIGINAL: dumps(raw)}, None
 
 
 def uneven_columns(rows: Iterable[Mapping[str, Any] | None]) -> frozenset[str]:
-    """Columns besides a pair's own fields that not all rows have, or not all in one type (null fits any).
+    """Columns that not all rows have, or not all in one type (null fits any).
 
     Args:
         rows: as they were read; None: a row with a pair's own fields alone.
@@ -51,12 +51,20 @@ def uneven_columns(rows: Iterable[Mapping[str, Any] | None]) -> frozenset[str]:
     n, have, kinds = 0, Counter[str](), dict[str, set[str]]()
     for row in rows:
         n += 1
-        extra = {} if row is None else {key: value for key, value in row.items() if key not in _OWN}
-        have.update(extra.keys())
-        for key, value in extra.items():
+        columns: Mapping[str, Any] = dict.fromkeys(_OWN, "") if row is None else row
+        have.update(columns.keys())
+        for key, value in columns.items():
             if value is not None:
                 kinds.setdefault(key, set()).add(_kind(value))
     return frozenset(key for key, count in have.items() if count < n or len(kinds.get(key, ())) > 1)
+
+
+def needs_wrapping(pairs: Iterable[PreferencePair], raw: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether an even file of these pairs has to wrap its rows."""
+    items = list(pairs)
+    if uneven_columns(raw.get(pair.id) for pair in items):
+        return True
+    return any(to_file_row(pair, raw.get(pair.id))[1] is None for pair in items)
 
 
 def _kind(value: Any) -> str:

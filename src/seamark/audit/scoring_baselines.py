@@ -24,10 +24,11 @@ def _margin(inputs: ScoreInputs) -> Mapping[str, float]:
 
 
 def _length(inputs: ScoreInputs) -> Mapping[str, float]:
-    """In characters where the pairs are given, else in tokens of the scan."""
+    """In characters where the pairs are given, else in tokens that were scanned of the answers."""
     if inputs.pairs is not None:
         return {p.id: float(len(plain(p.chosen)) - len(plain(p.rejected))) for p in inputs.pairs}
-    tokens = inputs.the_scan.texts["n_tokens"].to_pylist()  # prompt included; it is the same on both sides
+    # Not n_tokens: of long texts the prompt is cut first, so that both sides would be as long as the model reads.
+    tokens = inputs.the_scan.texts["n_response"].to_pylist()
     return {pair: float(tokens[c] - tokens[r]) for pair, (c, r) in inputs.the_scan.rows_by_pair.items()}
 
 

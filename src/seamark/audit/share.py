@@ -35,6 +35,9 @@ FOLDS = 5
 Z = 3.0
 """Of the bound by which t is chosen: high, so that a small tail is not taken for the luck of a few pairs."""
 
+JUDGES = ("margin_crossfit", "latents", "probe", "bag_of_words", "direction")
+"""Methods whose scores are out of fold and antisymmetric, as `wrong_share` needs them; the better judge first."""
+
 
 def wrong_share(values: Mapping[str, float], prompts: Mapping[str, str], *, draws: int = 1000) -> Estimate:
     """Share of wrong labels, estimated from above, with an interval that resamples prompts.

@@ -26,19 +26,20 @@ SHOWN, LABEL, PIECE = 3, 60, 24
 
 
 def inspect(
-    common: Shared, model: str, text: str, sae: Many = (), answer: str | None = None, atlas: Path | None = None,
-    scan: Path | None = None, out: Path | None = None, top: int = 20, max_tokens: int = 1024,
-    generate: int | None = None, temperature: float = 0.0, seed: int = 0, plain: bool = False,
+    common: Shared, text: str, model: str | None = None, sae: Many = (), answer: str | None = None,
+    atlas: Path | None = None, scan: Path | None = None, out: Path | None = None, top: int = 20,
+    max_tokens: int = 1024, generate: int | None = None, temperature: float = 0.0, seed: int = 0, plain: bool = False,
+    guard: Path | None = None,
 ) -> None:  # fmt: skip
-    """Read one text and print the features that fire strongest at each of its tokens.
+    """Read one text and print the features that fire strongest at each of its tokens, or what a guard says of it.
 
     Activations are shown as shares of Q_f, each feature's own unit, where a scan or an atlas gives it, else as they are
     (then with "z").
 
     Args:
         common: options of every command.
-        model: a folder or a Hub name.
-        text: the prompt; with --plain, a text of its own.
+        text: the prompt; with --plain or --guard, a text of its own.
+        model: a folder or a Hub name; with --guard, only where the guard's own is another name here.
         sae: an SAE's folder, or name=folder; repeat for a suite.
         answer: the answer; without it a language model reads up to where its answer begins.
         atlas: an atlas that explains the features, and gives Q_f where no scan does.
@@ -50,7 +51,47 @@ def inspect(
         temperature: 0 takes the likeliest token each time; above 0, tokens are drawn.
         seed: of the draws.
         plain: read the text without a chat template.
+        guard: a guard of `diagnose risk`: prints the probability, the decision, and the latents that made it.
     """
+    if guard is not None:
+        if sae or answer is not None or generate is not None or atlas is not None or scan is not None:
+            raise ConfigError("a guard reads a text alone", where="--guard", fix="Give --text, and --model if need be")
+        the_recipe(common)
+        _guarded(common, guard, model, text, out, top)
+        return
+    if model is None:
+        raise ConfigError("no model is given", where="--model", fix="Give --model and --sae, or --guard")
+    _inspected(common, model, text, sae, answer, atlas, scan, out, top, max_tokens, generate, temperature, seed, plain)
+
+
+def _guarded(common: Common, path: Path, model: str | None, text: str, out: Path | None, top: int) -> None:
+    from seamark.diagnose.guard import Guard
+    from seamark.model import load_model
+    from seamark.show.numbers import number, percent, signed
+
+    guard = Guard.load(path, None if model is None else load_model(model))
+    rendered = guard.render(text)
+    pooled = guard.pooled(rendered)[0]
+    added = pooled * guard.weights.weights
+    probability = float(guard.score_rendered(rendered)[0])
+    flagged = probability >= guard.about.threshold
+    order = [i for i in abs(added).argsort(kind="stable")[::-1].tolist() if pooled[i] > 0][:top]
+    latents = [{"latent": int(guard.weights.latents[i]), "activation": float(pooled[i]), "adds": float(added[i])}
+               for i in order]  # fmt: skip
+    result = {"guard": guard.about.model_dump(mode="json"), "probability": probability, "flagged": flagged,
+              "tokens": len(rendered[0]), "latents": latents}  # fmt: skip
+    about = guard.about
+    title = (f"{about.domain}: {percent(probability)}, {'flagged' if flagged else 'not flagged'} "
+             f"(threshold {percent(about.threshold)}; {about.kind} guard of {about.model})")  # fmt: skip
+    rows = [(f"{about.sae}/{row['latent']}", number(row["activation"]), signed(row["adds"])) for row in latents]
+    finish(result, as_json=common.json, out=out, title=title, columns=("latent", about.pooling, "adds to the score"),
+           rows=rows or [("none fires", "–", "–")])  # fmt: skip
+
+
+def _inspected(
+    common: Common, model: str, text: str, sae: Many, answer: str | None, atlas: Path | None, scan: Path | None,
+    out: Path | None, top: int, max_tokens: int, generate: int | None, temperature: float, seed: int, plain: bool,
+) -> None:  # fmt: skip
     from pydantic import ValidationError
 
     from seamark.atlas.store import Atlas

@@ -46,13 +46,19 @@ def run(
         out: run folder.
         workers: processes side by side.
     """
+    from seamark.cli import experiments
     from seamark.cli.saes import run_suite_recipe
     from seamark.pipelines.recipe import read_recipe
 
     if common.config is not None:
         raise ConfigError("give the recipe once", where="--config", fix="Write: seamark run recipe.yaml")
     files = {"pairs": parse_pairs(pairs)} if pairs else None
-    if read_recipe(recipe).get("recipe") == "sae-suite":
+    kind = read_recipe(recipe).get("recipe")
+    if kind == experiments.KIND:
+        given = Common(recipe, common.set, common.json)
+        experiments.run_experiment(given, pairs, model=model, out=out, workers=workers)
+        return
+    if kind == "sae-suite":
         run_suite_recipe(Common(recipe, common.set, common.json), data=files, model=model, out=out)
         return
     _run(Common(recipe, common.set, common.json), data=files, model=model, out=out, workers=workers)

@@ -1,8 +1,12 @@
 """Looking inside: what fires at each token of a text, and what happens when features are changed."""
 
+from seamark.diagnose.guard import Guard
+from seamark.diagnose.guard_making import export_guard
 from seamark.diagnose.inspecting import Labels, inspect_text
 from seamark.diagnose.inspection import About, Inspection
 from seamark.diagnose.labels import atlas_labels, atlas_quantiles, filled, match_saes
+from seamark.diagnose.risk import RiskConfig, RiskReport, risk, risk_inputs, risk_scan
+from seamark.diagnose.risk_texts import LabelledTexts, RiskColumns, read_labelled_texts
 from seamark.diagnose.steered import (
     SteeredPairs,
     SteeredReward,
@@ -18,9 +22,14 @@ from seamark.diagnose.units import scan_units
 
 __all__ = [
     "About",
+    "Guard",
     "Inspection",
     "Intervention",
+    "LabelledTexts",
     "Labels",
+    "RiskColumns",
+    "RiskConfig",
+    "RiskReport",
     "SteeredPairs",
     "SteeredReward",
     "SteeredRewards",
@@ -28,9 +37,14 @@ __all__ = [
     "atlas_labels",
     "atlas_quantiles",
     "changes",
+    "export_guard",
     "filled",
     "inspect_text",
     "match_saes",
+    "read_labelled_texts",
+    "risk",
+    "risk_inputs",
+    "risk_scan",
     "scan_units",
     "steer_answer",
     "steer_pairs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,8 @@ from seamark.features import PAPER_STAGES, SAETraining, ScanConfig, StageConfig
 from seamark.model import DEFAULT_MODEL, RewardTraining
 
 DEMO = "demo"
+SAFER_METHODS = ("safer", "random", "margin", "length")
+"""What the SAFER recipe can score by: the paper's methods, and length."""
 Model = TypeVar("Model", bound=BaseModel)
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -82,12 +84,21 @@ class FeaturesPart(Part):
     """Texts on which the direct effect on the reward is measured."""
 
 
-def _check_unique(values: Iterable[object]) -> None:
+def check_unique(values: Iterable[object]) -> None:
     seen = set()
     for value in values:
         if value in seen:
             raise ValueError(f"{value} is named twice")
         seen.add(value)
+
+
+def known_methods(value: list[str]) -> list[str]:
+    """A validator of lists of scoring methods."""
+    for method in value:
+        if method not in METHODS:
+            raise ValueError(f"no scoring method {method!r}; the methods are {', '.join(sorted(METHODS))}")
+    check_unique(value)
+    return value
 
 
 class ExperimentPart(Part):
@@ -97,19 +108,12 @@ class ExperimentPart(Part):
     rates: list[Rate] = Field(default_factory=lambda: [0.05])
     """Shares of the target group (fractions). Empty: the experiment is not run."""
 
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, value: list[str]) -> list[str]:
-        for method in value:
-            if method not in METHODS:
-                raise ValueError(f"no scoring method {method!r}; the methods are {', '.join(sorted(METHODS))}")
-        _check_unique(value)
-        return value
+    _known = field_validator("methods")(known_methods)
 
     @field_validator("rates")
     @classmethod
     def _rates_differ(cls, value: list[float]) -> list[float]:
-        _check_unique(f"{rate:g}" for rate in value)  # as they stand in the names of folders
+        check_unique(f"{rate:g}" for rate in value)  # as they stand in the names of folders
         return value
 
 
@@ -122,14 +126,14 @@ class DenoisePart(ExperimentPart):
     """Share of the target group whose labels are flipped at random first. 0: the data as they are."""
 
 
-class SaferRecipe(Part):
-    """SAFER (arXiv 2507.00665): reward model, SAE, safety features, poisoning and denoising, report."""
+class WorldRecipe(Part):
+    """What recipes share that find features in worlds: training sets, each with its reward model, SAE and scan."""
 
-    recipe: Literal["safer"] = "safer"
-    name: str = "safer"
+    recipe: str
+    name: str
     model: str = DEFAULT_MODEL
     """Base that every reward model starts from: a folder, a hub name or `seamark/default` (MiniLM-L6)."""
-    out: str = "runs/safer"
+    out: str
     """Run folder."""
     target: str = "safety"
     """The group whose features are looked for and whose pairs are edited."""
@@ -147,22 +151,39 @@ class SaferRecipe(Part):
     sae: SAEPart = SAEPart()
     scan: ScanConfig = ScanConfig()
     features: FeaturesPart = FeaturesPart()
-    poison: ExperimentPart = ExperimentPart()
-    denoise: DenoisePart = DenoisePart()
 
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, value: list[int]) -> list[int]:
-        _check_unique(value)
+        check_unique(value)
         return value
 
     @model_validator(mode="after")
-    def _positions_fit_normalization(self) -> SaferRecipe:
+    def _positions_fit_normalization(self) -> Self:
         """The paper sums over prompt and response; means by pair must not count prompts."""
         paper = self.features.normalization == "paper"
         if paper != (self.scan.scope == "all"):
             needed = "all" if paper else "response"
             raise ValueError(f"features.normalization {self.features.normalization} needs scan.scope {needed}")
+        return self
+
+
+class SaferRecipe(WorldRecipe):
+    """SAFER (arXiv 2507.00665): reward model, SAE, safety features, poisoning and denoising, report."""
+
+    recipe: Literal["safer"] = "safer"
+    name: str = "safer"
+    out: str = "runs/safer"
+    """Run folder."""
+    poison: ExperimentPart = ExperimentPart()
+    denoise: DenoisePart = DenoisePart()
+
+    @model_validator(mode="after")
+    def _methods_are_those_of_the_paper(self) -> SaferRecipe:
+        for method in dict.fromkeys([*self.poison.methods, *self.denoise.methods]):
+            if method not in SAFER_METHODS:
+                raise ValueError(f"the method {method} needs a recipe of kind audit-experiment; here are "
+                                 f"{', '.join(SAFER_METHODS)}")  # fmt: skip
         return self
 
 

@@ -140,7 +140,7 @@ def _recovery(done: Done, denoise: Experiment | None) -> list[dict[str, Any]]:
     if denoise is None or not done.noisy:
         return []
     test = Pairs.from_jsonl(done.data / stages.TEST)
-    clean = Experiment.read("denoise", test, done.clean_cells, done.recipe.target).target_matrix()
+    clean = Experiment.read("denoise", test, done.clean_cells, done.recipe.target)
     return [
         {"method": m, "rate": rate} | to_jsonable(denoise.recovery(m, rate, clean))
         for m, rate in denoise.conditions()

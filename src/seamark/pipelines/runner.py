@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from seamark.pipelines.recipe import SaferRecipe
+from seamark.pipelines.recipe import SaferRecipe, WorldRecipe
 from seamark.pipelines.result import write_result
 from seamark.pipelines.safer import SaferRun
 from seamark.run import Run, Workers, say
@@ -32,7 +32,7 @@ def run_safer(recipe: SaferRecipe) -> tuple[Path, dict[str, Any]]:
         return run.root, result
 
 
-def make_workers(recipe: SaferRecipe) -> Workers:
+def make_workers(recipe: WorldRecipe) -> Workers:
     """As many processes as cores and memory allow on a CPU; one where there is a GPU, which they would share."""
     if recipe.workers is not None:
         return Workers(recipe.workers, recipe.threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seamark.audit.editing import inject_noise, write_edit
-from seamark.audit.experiment import MODEL
+from seamark.audit.experiment import BENCH, MODEL
 from seamark.audit.scores import PairScores, score_pairs
 from seamark.errors import DataError
 from seamark.explain.ratings import statistical_ratings
@@ -66,6 +66,8 @@ def prepare_data(
     else:
         found, train, test = demo_pairs(), demo_pairs("train"), demo_pairs("test")
         sizes = {g: len(found.group(g)) for g in found.groups}
+        if max_pairs:
+            found, train, test = (side.sample(max_pairs) for side in (found, train, test))
     for name, side in (("training", train), ("test", test)):
         if not len(side.group(target)):
             fix = "Give more pairs" if target in found.groups else f"Give pairs as {target}=FILE"
@@ -111,13 +113,15 @@ LOWER_BLOCKS_SETTINGS = ("max_length", "precision", "attention", "dropout", "tra
 
 
 def read_lower_blocks(
-    folder: Path, data: Path, *, base: str, base_digest: str, training: Mapping[str, Any], threads: int
-) -> dict[str, Any]:
+    folder: Path, data: Path, bench: Path | None = None, *, base: str, base_digest: str, training: Mapping[str, Any],
+    threads: int,
+) -> dict[str, Any]:  # fmt: skip
     """What the blocks that no retraining changes give for every text, once for all retrainings."""
     config = RewardTraining(**training)
     model = RewardModel.from_base(base, attention=config.attention, dropout=config.dropout)
     renderer = model.renderer(config.max_length)
-    pairs = [p for name in (TRAIN, TEST) for p in Pairs.from_jsonl(data / name)]
+    files = [data / TRAIN, data / TEST, *([bench / BENCH] if bench else [])]
+    pairs = [p for file in files for p in Pairs.from_jsonl(file)]
     texts = [side for pair in pairs for side in renderer.render_pair(pair)]
     n_blocks = model.n_blocks - (config.trainable_blocks or 0)
     precision = resolve_precision(config.precision, model.device.type)

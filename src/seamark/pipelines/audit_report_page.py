@@ -1,0 +1,291 @@
+"""From the files of an audit to its result and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from seamark.audit import report_data as rd
+from seamark.audit.breakdown import Breakdown
+from seamark.audit.faults import Faults
+from seamark.audit.overlap import Overlap
+from seamark.audit.reliance import Reliance
+from seamark.audit.report import write_audit
+from seamark.audit.shortcuts import Shortcuts
+from seamark.audit.verdict import failure_signs
+from seamark.features import FeatureSet, Scan
+from seamark.pipelines import audit_report_edits as edits
+from seamark.pipelines import audit_report_scores as scoring
+from seamark.pipelines import audit_report_stages as stages
+from seamark.pipelines.audit_report import Audited
+from seamark.pipelines.audit_report_blocks import (
+    beside_block,
+    breakdown_block,
+    data_block,
+    edits_block,
+    extras_block,
+    overlap_block,
+    reliance_block,
+    shortcuts_block,
+    wrong_block,
+)
+from seamark.run import MANIFEST, Run, digest, read_json, to_jsonable, write_json
+from seamark.show.numbers import estimate_text
+from seamark.stats import Estimate
+
+SCHEMA = 1
+RESULT, PAGE = "result.json", "report.html"
+
+
+class Found:
+    """What the stages found, read from their files."""
+
+    def __init__(self, done: Audited) -> None:
+        self.done, self.group = done, done.options.group
+        self.scan = Scan.open(done.scan / stages.SCAN)
+        self.sizes: dict[str, dict[str, int]] = read_json(done.data / stages.SUMMARY)
+        self.others = [g for g in self.sizes if g != self.group]
+        self.faults: Faults = stages.load_faults(done.data)
+        self.scores: dict[str, Any] = read_json(done.scores / scoring.SUMMARY)
+        parts = read_json(done.findings / scoring.FINDINGS)
+        self.judge: str = parts["judge"]
+        self.breakdown = Breakdown.model_validate(parts["breakdown"])
+        self.shortcuts: Shortcuts | rd.Missing = _part(Shortcuts, parts["shortcuts"])
+        self.overlap: Overlap | rd.Missing = _part(Overlap, parts["overlap"])
+        self.reliance: Reliance | rd.Missing = _part(Reliance, parts["reliance"])
+        self.features = FeatureSet.load(done.features / stages.FEATURES) if done.features else None
+        self.edits: dict[str, Any] = read_json(done.edits / edits.EDITS)
+        self.quality = None if done.sae is None else read_json(done.sae / "quality.json")
+        self.shares = {g: {m: Estimate.model_validate(e) for m, e in of.items()}
+                       for g, of in self.scores["shares"].items()}  # fmt: skip
+        self.agreement = {g: {m: Estimate.model_validate(e) for m, e in of.items()}
+                          for g, of in self.scores["agreement"].items()}  # fmt: skip
+
+    @property
+    def share(self) -> tuple[str, Estimate]:
+        """(method, estimated share of wrong labels in the audited group) by the first judge that has one."""
+        of = self.shares[self.group]
+        method = next((m for m in scoring.JUDGES if of[m].available), scoring.JUDGES[0])
+        return method, of[method]
+
+
+def _part(kind: Any, data: Any) -> Any:
+    return TypeAdapter(kind | rd.Missing).validate_python(data)
+
+
+def write_page(done: Audited, run: Run) -> dict[str, Any]:
+    """Write `result.json` and `report.html` unless they are up to date; returns the result.
+
+    Timings alone never rewrite them.
+    """
+    found = Found(done)
+    checks = _checks(found)
+    result = to_jsonable(_result(found, checks))
+    page, file = run.root / PAGE, run.root / RESULT
+    current = read_json(file) if file.exists() else {}
+    if (
+        not run.built
+        and page.exists()
+        and digest({k: v for k, v in current.items() if k != "stages"}) == digest(result)
+    ):
+        return dict(current)
+    with run.measure("report"):
+        write_audit(_audit_data(found, checks), page)
+    whole: dict[str, Any] = result | {"stages": dict(done.timings)}
+    write_json(file, whole)
+    return whole
+
+
+def _result(found: Found, checks: rd.Checks) -> dict[str, Any]:
+    done = found.done
+    return {
+        "schema_version": SCHEMA,
+        "options": done.options.model_dump(mode="json", exclude={"out"}),
+        "trained_here": done.trained,
+        "pairs": {g: v["pairs"] for g, v in found.sizes.items()},
+        "data": found.sizes,
+        "faults": {c.kind: c.pairs for c in found.faults.counts},
+        "rejected_rows": found.faults.n_rejected,
+        "left_out": len(found.faults.left_out),
+        "wrong_share": found.shares,
+        "agreement": found.agreement,
+        "missing": found.scores["missing"],
+        "ranked_by": found.scores["ranked_by"],
+        "features": [] if found.features is None else [f.model_dump() for f in found.features.features],
+        "no_features": done.no_features,
+        "breakdown": found.breakdown,
+        "shortcuts": found.shortcuts,
+        "overlap": found.overlap,
+        "reliance": found.reliance,
+        "failure_signs": checks.checks,
+        "edits": found.edits,
+        "extras": done.prices,
+        "files": {
+            "scores": f"{done.scores.name}/{scoring.TABLE}", "clean": f"{done.edits.name}/{edits.CLEAN}",
+            "flipped": f"{done.edits.name}/{edits.FLIPPED}", "removed": f"{done.edits.name}/{edits.REMOVED}",
+            "faults": f"{done.data.name}/{stages.FAULTS}", "rejected": f"{done.data.name}/rejected.jsonl",
+        },
+    }  # fmt: skip
+
+
+def _checks(found: Found) -> rd.Checks:
+    of = found.agreement[found.group]
+    none = Estimate.not_available
+    margin, words = of.get("margin"), of.get("bag_of_words")
+    above = none(found.scores["missing"].get("bag_of_words", "the bag of words scored no pair"))
+    if margin is not None and words is not None and margin.value is not None and words.value is not None:
+        above = Estimate(value=margin.value - words.value, n=margin.n, reason="")
+    quality = (found.quality or {}).get("quality")
+    fvu = none("the autoencoder was given" if found.quality is None else "no text was held out")
+    if quality:
+        fvu = Estimate(value=quality["fvu"], n=quality["n"])
+    opposed = found.faults.ids("contradiction", "group_contradiction")
+    size = found.sizes[found.group]["pairs"]
+    mine = next(r for r in found.breakdown.of("group") if r.group == found.group)
+    share = none("not looked for", size)
+    if mine.contradictions is not None:
+        share = Estimate(value=len(opposed) and mine.contradictions / size, n=size)
+    return failure_signs(
+        group=found.group, others=found.others, above_words=above,
+        features_agree=of.get("safer", none(found.done.no_features or "no pair could be scored")),
+        overlap=found.overlap, shortcuts=found.shortcuts, fvu=fvu, contradictions=share, in_sample=found.done.trained,
+    )  # fmt: skip
+
+
+def _audit_data(found: Found, checks: rd.Checks) -> rd.AuditData:
+    done = found.done
+    suspicious = TypeAdapter(tuple[rd.SuspiciousPair, ...]).validate_python(
+        read_json(done.evidence / scoring.SUSPICIOUS)["pairs"]
+    )
+    return rd.AuditData(
+        title=f"Audit of {found.sizes[found.group]['pairs']:,} {found.group} pairs",
+        summary=_summary(found, checks),
+        run=_run_info(found),
+        wrong=wrong_block(found.shares, found.agreement, done.scores, found.judge),
+        suspicious=suspicious,
+        suspicious_rule=f"The {len(suspicious)} of {found.sizes[found.group]['pairs']:,} {found.group} pairs that come "
+        f"first by {found.scores['rule']}, lowest first. All of them, in order, are in {done.scores.name}/"
+        f"{scoring.TABLE} (column {scoring.RANK}).",
+        breakdown=breakdown_block(found.breakdown, found.judge),
+        data=data_block(found.sizes, found.faults),
+        shortcuts=shortcuts_block(found.shortcuts, in_sample=done.trained),
+        beside=beside_block(found.agreement, found.scores["missing"], in_sample=done.trained),
+        features=_features(found),
+        overlap=overlap_block(found.overlap),
+        reliance=reliance_block(found.reliance),
+        sae=_sae(found),
+        failure_signs=checks,
+        edits=edits_block(found.edits, done.edits),
+        extras=extras_block(done.prices),
+        costs=_costs(found),
+        notes=_notes(found),
+    )
+
+
+def _summary(found: Found, checks: rd.Checks) -> tuple[str, ...]:
+    method, share = found.share
+    lines = []
+    if share.available:
+        lines.append(f"At most {estimate_text(share)} of the {found.group} labels are wrong, by a judge that never saw "
+                     f"the pair's prompt ({scoring.NAMES[method]}): an upper estimate.")  # fmt: skip
+    else:
+        lines.append(f"How many {found.group} labels are wrong could not be estimated: {share.reason}.")
+    left, rejected = len(found.faults.left_out), found.faults.n_rejected
+    if left or rejected:
+        lines.append(f"Left out before anything was trained: {_counted(left, 'pair')} (contradictions, repetitions, "
+                     f"empty texts), and {_counted(rejected, 'row')} that could not be used.")  # fmt: skip
+    failed = [c.name for c in checks.checks if c.holds is False]
+    if failed:
+        lines.append(f"Failed: {'; '.join(failed)}. Read these before the list of pairs.")
+    return tuple(lines)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def _run_info(found: Found) -> rd.RunInfo:
+    done, manifest = found.done, read_json(found.done.data / MANIFEST)
+    config = found.scan.manifest["sae_configs"][done.sae_id]
+    how = "trained here on the pairs without faults" if done.trained else "given"
+    kind = config["activation"] + (f", k {config['k']}" if config.get("k") else "")
+    facts = (
+        rd.Fact(name="Reward model", value=how),
+        rd.Fact(name="Audited group", value=found.group),
+        rd.Fact(name="Ranked by", value=found.scores["rule"]),
+        rd.Fact(name="Positions", value=f"{found.scan.config['positions']} of the {found.scan.config['scope']}"),
+        rd.Fact(name="Texts cut at the left", value=f"{_truncated(found.scan):,} of {len(found.scan.n_positions):,}"),
+    )
+    return rd.RunInfo(
+        recipe=done.recipe.name, model=done.options.model, hookpoint=config["hookpoint"],
+        sae=f"{'given' if done.sae is None else 'trained here'}: {config['d_sae']:,} latents, {kind}",
+        seeds=(done.options.seed,), date=manifest["created"][:10], facts=facts, versions=manifest["versions"],
+    )  # fmt: skip
+
+
+def _truncated(scan: Scan) -> int:
+    return int((scan.texts["truncated"].to_numpy() > 0).sum())
+
+
+def _features(found: Found) -> rd.FeatureTable | rd.Missing:
+    if found.features is None:
+        return rd.Missing(missing=found.done.no_features)
+    texts = read_json(found.done.evidence / scoring.CONTEXTS)
+    how: Mapping[str, Any] = found.features.provenance
+    effect = Estimate.not_available("not measured by the audit")
+    selection = {
+        "given": "The feature set was given.",
+        "no other group": "There is no other group, so ratings are not available: these have the largest |score|.",
+        "rated": f"Of those rated {how.get('min_rating')} or more, the largest |score|.",
+        "best there is": f"No candidate is rated {how.get('min_rating')} or more: these have the best rating there is.",
+    }
+    rows = tuple(
+        rd.FeatureRow(
+            sae=f.sae, latent=f.latent, sign=f.sign, score=f.score or 0.0, rating=f.rating,
+            rating_method="statistical" if f.rating else "", why=f.label or f.why, effect=effect,
+            contexts=tuple(rd.Context.model_validate(c) for c in texts.get(f"{f.sae}/{f.latent}", ())),
+        )
+        for f in found.features.features
+    )  # fmt: skip
+    return rd.FeatureTable(features=rows, selection=selection.get(str(how.get("selection")), ""))
+
+
+def _sae(found: Found) -> rd.SaeQuality | rd.Missing:
+    if found.quality is None:
+        return rd.Missing(missing="the autoencoder was given; `seamark sae eval` measures it")
+    config = found.scan.manifest["sae_configs"][found.done.sae_id]
+    none = Estimate.not_available("no text was held out")
+    rows = []
+    for stage, part in zip(found.quality["stages"], found.done.recipe.sae.stages, strict=True):
+        q = stage.get("quality") or {}
+        measures = {m: Estimate(value=q[m], n=q["n"]) if q.get(m) is not None else none
+                    for m in ("fvu", "l0", "dead_share", "cosine")}  # fmt: skip
+        rows.append(rd.SaeStage(name=part.name, positions=part.positions, n_positions=stage["positions"], **measures))
+    return rd.SaeQuality(d_in=config["d_in"], d_sae=config["d_sae"], k=config.get("k") or 0, stages=tuple(rows))
+
+
+def _costs(found: Found) -> rd.Costs:
+    return rd.Costs(stages=tuple(
+        rd.StageCost(stage=name, seconds=t.get("seconds"), peak_rss_mb=t.get("peak_rss_mb"))
+        for name, t in found.done.timings.items()
+    ))  # fmt: skip
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    notes = [
+        "A suspicious pair is not a wrong one: low scores say that the model or the features disagree with the label. "
+        "Look before you remove.",
+        "The share of wrong labels is an upper estimate: where the judge is sure and mistaken, its own errors count as "
+        "wrong labels. P(wrong) rests on it and on labels being wrong regardless of what the pair says.",
+        "A contrastive score is a correlation with the label, and so is what goes with the margin: neither is a cause.",
+    ]
+    if found.done.trained:
+        notes.append("The reward model was trained on these pairs, so its margins side with the labels it was taught. "
+                     "Cross-fitted margins do not.")  # fmt: skip
+    if found.faults.left_out:
+        notes.append("Pairs that were left out are scored and listed, and they are still in clean.jsonl unless their "
+                     "score is among the lowest: data/faults.json names them.")  # fmt: skip
+    notes += [*found.faults.notes, *found.breakdown.notes]
+    return tuple(notes)
