@@ -7,6 +7,7 @@ from token_texts import token_texts
 from seamark.errors import ConfigError, DataError, ModelError
 from seamark.features import SAETraining, StageConfig, train_sae
 from seamark.features.training import split
+from seamark.text.pairs import hash_unit
 from seamark.text.rendering import Rendered
 
 CONFIG = SAETraining(k=6, d_sae=128, held_out=0.2, batch_tokens=600)
@@ -51,6 +52,24 @@ def test_both_sides_of_a_pair_are_held_out_together() -> None:
     assert len(held_out) == 2
     train, held_out = split(token_texts(1), 0.2, 0)
     assert len(train)
+
+
+def test_pairs_that_a_limit_keeps_are_not_those_that_are_held_out() -> None:
+    """Both go by a hash of the id: by the same one, training on a sample of a large file would read nothing."""
+    names = sorted((f"p{i}" for i in range(2000)), key=hash_unit)[:100]
+
+    class Texts:
+        def __len__(self) -> int:
+            return len(names)
+
+        def name(self, i: int) -> str:
+            return f"{names[i]}:chosen"
+
+        def subset(self, rows: list[int]) -> list[int]:
+            return list(rows)
+
+    train, held_out = split(Texts(), 0.05, 0)  # type: ignore[arg-type]
+    assert len(held_out) < 15 < len(train)
 
 
 def test_errors() -> None:

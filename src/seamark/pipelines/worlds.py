@@ -149,7 +149,7 @@ class WorldBuilder(Generic[Recipe]):
             "sae": how.sae.model_dump(mode="json"), "max_length": r.reward.max_length,
             "general_text": r.data.general_text, "general_digest": local_digest(r.data.general_text),
             "target": r.target, "threads": r.threads,
-        }, {"reward": world.reward, "data": world.data}, version=2)  # fmt: skip
+        }, {"reward": world.reward, "data": world.data}, version=3)  # fmt: skip
 
     def scan_stage(self, name: str, world: World, sae: Path, how: Settings) -> Stage:
         """One pass over the world's pairs."""
