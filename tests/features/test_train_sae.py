@@ -50,8 +50,10 @@ def test_both_sides_of_a_pair_are_held_out_together() -> None:
     assert sum(map(len, pairs)) == 30
     _, held_out = split(token_texts(3), 1e-9, 0)
     assert len(held_out) == 2
-    train, held_out = split(token_texts(1), 0.2, 0)
-    assert len(train)
+    for share in (0.01, 0.2, 0.999):
+        train, held_out = split(token_texts(1), share, 0)
+        assert (len(train), len(held_out)) == (2, 0)
+        assert len(split(token_texts(2), share, 0)[0]) == 2
 
 
 def test_pairs_that_a_limit_keeps_are_not_those_that_are_held_out() -> None:

@@ -377,6 +377,8 @@ def split(texts: TokenTexts, held_out: float, seed: int) -> tuple[TokenTexts, To
     if held_out > 0 and len(np.unique(place)) > 1:
         held_out = max(held_out, float(place.min()) + 1e-12)
     out = place < held_out
+    if len(out) and held_out < 1 and out.all():  # by chance, of a few
+        out = (place == place.min()) & (place < place.max())
     return texts.subset(np.flatnonzero(~out)), texts.subset(np.flatnonzero(out))
 
 
