@@ -40,7 +40,7 @@ def feature_auroc(x: csr_matrix, y: Integers) -> Floats:
 
 
 @dataclass(frozen=True)
-class Literal_:  # noqa: N801 - `Literal` is typing's
+class Term:
     """One feature above a threshold, or not above it."""
 
     latent: int
@@ -55,7 +55,7 @@ class Literal_:  # noqa: N801 - `Literal` is typing's
 class Rule:
     """Literals joined from left to right: ((a or b) and c)."""
 
-    literals: tuple[Literal_, ...]
+    literals: tuple[Term, ...]
     joins: tuple[Literal["and", "or"], ...]
     """Before each literal but the first."""
 
@@ -106,21 +106,21 @@ def find_rule(
     return rule
 
 
-def _literals(x: csr_matrix, strength: Floats) -> list[Literal_]:
+def _literals(x: csr_matrix, strength: Floats) -> list[Term]:
     order = np.argsort(-strength, kind="stable")
     high, low = order[:CANDIDATES], order[::-1][: CANDIDATES // 4]
     columns = x.tocsc()
-    found: dict[Literal_, None] = {}
+    found: dict[Term, None] = {}
     for latents, above in ((high, True), (low, False)):
         for f in latents.tolist():
             values = columns.data[columns.indptr[f] : columns.indptr[f + 1]]
             for q in QUANTILES:
                 at = 0.0 if q == 0 or not len(values) else float(np.quantile(values, q))
-                found[Literal_(f, at, above)] = None
+                found[Term(f, at, above)] = None
     return list(found)
 
 
-def _held(x: csr_matrix, literals: list[Literal_]) -> NDArray[np.bool_]:
+def _held(x: csr_matrix, literals: list[Term]) -> NDArray[np.bool_]:
     """[texts, literals]"""
     latents = sorted({literal.latent for literal in literals})
     place = {f: i for i, f in enumerate(latents)}
