@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +48,10 @@ Mask = NDArray[np.bool_]
 EVERY_TOKEN = ScanConfig(positions="tokens", context_positions="scoring", rewards=False)
 GIVEN = "given features"
 """The domain of a feature set."""
-NOT_CAUSE = ("A feature that falls away says that the model's activations differ, not why: a model that was hardly "
-             "trained on a language does not know what its texts say, and a translation may say something else.")  # fmt: skip
+NOT_CAUSE = (
+    "A feature that falls away says that the model's activations differ, not why: a model that was hardly trained on a "
+    "language does not know what its texts say, and a translation may say something else."
+)
 
 
 def languages(
@@ -89,7 +93,7 @@ def languages(
     judged = [_language(read, side, reference, language, config) for language in others]
     rows = _features(judged, side, abouts)
     caveats = [NOT_CAUSE, *foreign_saes(model, suite), *(one.result.caveat for one in judged if one.result.caveat)]
-    able = [one.result.language for one in judged if not one.result.reason]
+    able = {one.result.language for one in judged if any(any(some) for some in one.states.values())}
     return LanguagesReport(
         model=public_name(model), reference=reference, config=config, rule=config.rule,
         feature_rule=config.feature_rule, prompts=len(read.prompts), rejected=len(prompts.rejected),
@@ -98,7 +102,7 @@ def languages(
                    for name, sae in suite.items()),
         watched=tuple(watched), reference_tokenised=read.tokenised(reference, read.whole(reference), reference),
         languages=tuple(one.result for one in judged),
-        in_all=sum(bool(able) and len(row.kept_in) == len(able) for row in rows),
+        in_all=sum(set(row.kept_in) == able for row in rows), in_all_of=tuple(sorted(able)),
         features=tuple(_shown(rows, top)), caveats=tuple(dict.fromkeys(caveats)),
     )  # fmt: skip
 
@@ -148,8 +152,8 @@ class _Read:
             raise DataError(f"no text in {reference} has 1 to {renderer.max_length} tokens", where="prompts",
                             fix="Give shorter texts, or raise max_length as far as the model goes")  # fmt: skip
         counts = np.stack([token_counts(model, text) for text in texts])
-        language = np.asarray([name for name, _ in where], dtype=object)
-        return cls([p.id for p in prompts.items], texts, positions, language, row, cut, counts)
+        named = np.asarray([name for name, _ in where], dtype=object)
+        return cls([p.id for p in prompts.items], texts, positions, named, row, cut, counts)
 
     def whole(self, *names: str) -> list[str]:
         """Prompts that were read in all of some languages."""
@@ -249,23 +253,31 @@ def _language(read: _Read, side: _Side, reference: str, language: str, config: L
 def _stratum(
     parts: Mapping[str, tuple[csr_matrix, csr_matrix]], side: _Side, hookpoint: str, domain: str, draws: Draws
 ) -> Stratum:  # fmt: skip
-    names = [n for n, sae in side.suite.items() if hookpoint in (ALL, sae.config.hookpoint)]
-    masks = {n: side.known(n) & (side.watched[domain][n] if domain in side.watched else True) for n in names}
+    names = [name for name, sae in side.suite.items() if hookpoint in (ALL, sae.config.hookpoint)]
+    masks = {name: side.known(name) & (side.watched[domain][name] if domain in side.watched else True)
+             for name in names}  # fmt: skip
     at = side.config.fires_at
-    across = [overlap(*parts[n], masks[n], draws, at) for n in names]
-    found, inside = across[0], overlap(parts[names[0]][1], parts[names[0]][1], masks[names[0]], draws, at)
-    for n, more in zip(names[1:], across[1:], strict=True):
-        found, inside = found + more, inside + overlap(parts[n][1], parts[n][1], masks[n], draws, at)
-    n = draws.n
-    none = "none of them fires in the reference"
-    retention = draws.estimate(found.retention, n, none)
+    across, inside, before = (
+        reduce(add, [overlap(parts[name][i], parts[name][j], masks[name], draws, at) for name in names])
+        for i, j in ((0, 1), (1, 1), (0, 0))
+    )
+    others = {name: side.known(name) & ~masks[name] for name in names}
+    rest = reduce(add, [overlap(*parts[name], others[name], draws, at) for name in names])
+    n, none = draws.n, "none of them fires in the reference"
+    retention = draws.estimate(across.retention, n, none)
+    beyond = draws.estimate(across.retention - across.chance, n, none)
     return Stratum(
         hookpoint=hookpoint, domain=domain, features=int(sum(m.sum() for m in masks.values())),
-        fired=draws.estimate(share(found.fired, draws.times.sum(0)), n, none), retention=retention,
-        chance=draws.estimate(found.chance, n, none),
-        above_chance=draws.estimate(found.retention - found.chance, n, none),
+        fired=draws.estimate(share(across.fired, draws.times.sum(0)), n, none), retention=retention,
+        chance=draws.estimate(across.chance, n, none), above_chance=beyond,
+        against_others=draws.estimate(
+            across.retention - across.chance - (rest.retention - rest.chance), n,
+            "there are no others" if domain == ALL else "none of them, or none of the others, fires in the reference",
+        ),
         within=draws.estimate(inside.chance, n, "none of them fires in the language"),
+        reference_within=draws.estimate(before.chance, n, none),
         flagged=retention.high is not None and retention.high < side.config.threshold,
+        chance_only=beyond.low is not None and beyond.low <= 0,
     )  # fmt: skip
 
 
@@ -286,8 +298,8 @@ def _caveat(language: str, reference: str, tokens: Tokenised) -> str:
         return ""
     unknown, parts, premium = (e.value or 0.0 for e in (tokens.unknown, tokens.in_parts, tokens.premium))
     return (f"The tokenizer breaks {language}: {100 * unknown:.1f} % of its tokens are unknown and {100 * parts:.1f} % "
-            f"are parts of characters, and the same prompts take {premium:.1f} × the tokens of {reference}. Features "
-            f"fall away here because the model can hardly read the text.")  # fmt: skip
+            f"are parts of characters, and the same prompts take {premium:.1f} × the tokens of {reference}. Where "
+            f"features fall away here, it may be because the model cannot read the text.")  # fmt: skip
 
 
 def _features(
@@ -328,16 +340,17 @@ def _estimate(value: Floats, low: Floats, high: Floats, i: int, n: int, reason: 
 
 
 def _shown(rows: list[LanguageFeature], top: int) -> list[LanguageFeature]:
-    """The features that fall away in most languages, the largest fall first; then those kept in most."""
+    """The features that fall away in most languages, the largest fall first; then those kept in most, the farthest
+    beyond chance first."""
 
     def fall(row: LanguageFeature) -> float:
         return min((found.difference.value or 0.0 for found in row.languages if found.state), default=0.0)
 
-    def strength(row: LanguageFeature) -> float:
-        return max(found.reference for found in row.languages)
+    def beyond(row: LanguageFeature) -> float:
+        return float(np.mean([(f.retention.value or 0.0) - (f.chance or 0.0) for f in row.languages if f.state]))
 
     falling = [row for row in rows if row.falls_away_in]
     kept = [row for row in rows if row.kept_in and not row.falls_away_in]
     falling.sort(key=lambda row: (-len(row.falls_away_in), fall(row), row.sae, row.latent))
-    kept.sort(key=lambda row: (-len(row.kept_in), -strength(row), row.sae, row.latent))
+    kept.sort(key=lambda row: (-len(row.kept_in), -beyond(row), row.sae, row.latent))
     return falling[:top] + kept[:top]

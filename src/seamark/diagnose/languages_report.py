@@ -33,8 +33,9 @@ class LanguagesConfig(Record):
     @property
     def rule(self) -> str:
         """When a language is flagged."""
-        return (f"flagged: the upper end of the 95 % interval of retention (share of the features firing in the "
-                f"reference that still fire) lies below {self.threshold:g}")  # fmt: skip
+        return (f"missing: the upper end of the 95 % interval of retention (share of the features firing in the "
+                f"reference that still fire) lies below {self.threshold:g}; by chance: retention does not surely "
+                f"exceed that by texts of other prompts")  # fmt: skip
 
     @property
     def feature_rule(self) -> str:
@@ -59,10 +60,17 @@ class Stratum(Record):
     """The same with another prompt's text in the language in place of the translation."""
     above_chance: Estimate
     """`retention` − `chance`, on the same draws."""
+    against_others: Estimate
+    """`above_chance` of a domain − that of all features outside of it at the same hookpoints: below 0, the domain falls
+    away more than the language as a whole."""
     within: Estimate
     """Share of those firing in one text of the language that fire in another prompt's text of it: what texts of the
     language have in common whatever they say."""
+    reference_within: Estimate
+    """The same among the reference's texts of these prompts."""
     flagged: bool
+    chance_only: bool
+    """Whether `above_chance` reaches down to 0: what still fires would fire whatever the text says."""
 
 
 class LanguageResult(Record):
@@ -151,7 +159,10 @@ class LanguagesReport(Record):
     reference_tokenised: Tokenised
     languages: tuple[LanguageResult, ...]
     in_all: int
-    """Features kept in every language that could be compared."""
+    """Features kept in every one of `in_all_of`."""
+    in_all_of: tuple[str, ...]
+    """The languages in which single features could be judged."""
     features: tuple[LanguageFeature, ...]
-    """Those that fall away in most languages, the largest fall first, then those that are kept in most."""
+    """Those that fall away in most languages, the largest fall first; then those kept in most, the farthest beyond
+    chance first."""
     caveats: tuple[str, ...]

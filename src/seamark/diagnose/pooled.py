@@ -1,4 +1,4 @@
-"""Texts read at chosen tokens: of each text and feature the largest activation there, for many hookpoints in one pass."""
+"""Texts read at chosen tokens, many hookpoints in one pass: of each text and feature the largest activation there."""
 
 from __future__ import annotations
 

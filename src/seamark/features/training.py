@@ -369,10 +369,8 @@ def _prepare(
 
 
 def split(texts: TokenTexts, held_out: float, seed: int) -> tuple[TokenTexts, TokenTexts]:
-    """(train, held out), both sides of a pair together; at least one text is held out where there are two pairs.
-
-    Drawn by another hash than the pairs that `max_pairs` keeps, which would all be held out.
-    """
+    """(train, held out), both sides of a pair together; one at least is held out where there are two pairs."""
+    # Another hash than that by which `max_pairs` keeps pairs: those would all be held out.
     place = np.asarray([hash_unit(f"held-out:{_unit(texts.name(i))}", seed) for i in range(len(texts))])
     if held_out > 0 and len(np.unique(place)) > 1:
         held_out = max(held_out, float(place.min()) + 1e-12)
