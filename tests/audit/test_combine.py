@@ -11,6 +11,7 @@ from seamark.audit.combine import Combination, learn
 from seamark.audit.detection import Trial, calibration, compare, detection_auroc
 from seamark.audit.scores import PairScores, score_pairs
 from seamark.errors import ConfigError, DataError, FormatError
+from seamark.text.pairs import Pairs, PreferencePair
 
 
 def simulated(n: int, rate: float, seed: int) -> tuple[dict[str, PairScores], list[str], set[str]]:
@@ -62,6 +63,9 @@ def test_a_pair_that_lacks_a_signal_has_no_score() -> None:
     learned = learn(signals, ids, wrong)
     del signals["safer"].values["p3"]
     assert set(learned.scores(signals, ids).values) == set(ids) - {"p3"}
+    pairs = Pairs(tuple(PreferencePair(i, "safety", i, "a", "b") for i in ids))
+    found = score_pairs(method="combined", pairs=pairs, combination=learned, signals=signals)
+    assert set(found.values) == set(ids) - {"p3"}
     with pytest.raises(ConfigError, match="not there: safer"):
         learned.scores({"margin": signals["margin"], "random": signals["random"]}, ids)
     with pytest.raises(DataError, match="none of the 1 pairs"):
@@ -81,8 +85,8 @@ def test_too_little_to_learn_from() -> None:
 def test_it_is_a_scoring_method_and_a_file(tmp_path: Path) -> None:
     signals, ids, wrong = simulated(500, 0.2, seed=0)
     learned = learn(signals, ids, wrong)
-    learned.save(tmp_path / "c.json")
-    again = Combination.load(tmp_path / "c.json")
+    learned.save(str(tmp_path / "c.json"))  # places are strings or paths
+    again = Combination.load(str(tmp_path / "c.json"))
     assert again == learned
     found = score_pairs(method="combined", combination=again, signals=signals)
     assert found.values == learned.scores(signals, sorted(ids)).values

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from seamark.audit import crossfit
 from seamark.audit.crossfit import Block, _path, crossfit_logistic, crossfit_mean, fold_of, prompt_codes, row_folds
 from seamark.errors import DataError
 from seamark.text.pairs import Pairs, PreferencePair
@@ -117,3 +120,22 @@ def test_fifty_thousand_pairs_in_a_minute() -> None:
     start = time.process_time()
     crossfit_logistic(x, [f"h{i % 40_000}" for i in range(n)])
     assert time.process_time() - start < 60
+
+
+def test_single_precision_is_as_good_as_double_and_never_copied_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _, prompts = planted(200)
+    narrow, wide = x.astype(np.float32), x.astype(np.float32).astype(np.float64)
+    monkeypatch.setattr(crossfit, "AT_ONCE", 7 * x.shape[1] + 1)
+    block, weights = Block.of(narrow), np.logspace(0, -3, x.shape[1])
+    assert np.allclose(block.margins(weights), wide @ weights, rtol=1e-12, atol=1e-13)
+    tracemalloc.start()
+    many = Block.of(np.ones((20_000, 64), np.float32))
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    many.margins(np.ones(64))
+    used = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert used < 20_000 * 64 * 2, "a copy would take 8 bytes a number"
+    assert np.allclose(crossfit_logistic(narrow, prompts), crossfit_logistic(wide, prompts), rtol=1e-3, atol=1e-3)
+    whole = np.round(x * 10).astype(np.int64)
+    assert np.allclose(crossfit_logistic(whole, prompts), crossfit_logistic(whole.astype(float), prompts))

@@ -128,3 +128,12 @@ def test_calibration() -> None:
     assert calibration({}, ()).brier.value is None
     with pytest.raises(DataError, match="outside"):
         calibration({"p0": 1.2}, ())
+
+
+def test_equal_probabilities_are_in_one_bin() -> None:
+    ids = [f"p{i}" for i in range(200)]
+    even = calibration(dict.fromkeys(ids, 0.5), set(ids[:100]))
+    assert [b.n for b in even.bins] == [200]
+    assert even.ece.value == 0.0, "which of equals comes first says nothing"
+    two = calibration({i: 0.1 if n < 150 else 0.8 for n, i in enumerate(ids)}, set(ids[150:]), bins=5)
+    assert [(b.n, b.observed) for b in two.bins] == [(150, 0.0), (50, 1.0)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from seamark.audit.judge import SAFETY, SAME, SCHEMA, check, judge_estimate, judge_pairs, judge_questions
+from seamark.audit.judge import ALIKE, SAFETY, SAME, SCHEMA, check, judge_estimate, judge_pairs, judge_questions
 from seamark.audit.scores import score_pairs
 from seamark.explain.answers import AnswerCache
 from seamark.explain.ledger import Ledger
@@ -172,3 +172,13 @@ def test_over_the_wire_with_cache_and_estimate(server: Any, tmp_path: Path) -> N
     sent = json.dumps(server.stats.bodies[0])
     assert "chosen" not in sent
     assert "rejected" not in sent
+
+
+def test_answers_that_would_look_the_same_are_not_asked_about() -> None:
+    ends = "x" * 5000
+    hidden = PreferencePair("hidden", "safety", "q", f"{ends} yes {ends}", f"{ends} no! {ends}")
+    judge = Judge()
+    found = judge_pairs(judge, [hidden, *make(1)])  # type: ignore[arg-type]
+    assert found.failed == {"hidden": ALIKE}
+    assert "hidden" not in found.values
+    assert len(judge.requests) == 2

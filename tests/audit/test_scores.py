@@ -37,7 +37,8 @@ class FakeScan:
     """Two pairs, three latents; pair b's texts come in the other order."""
 
     rows_by_pair = {"a": (0, 1), "b": (3, 2)}  # noqa: RUF012
-    texts = pa.table({"text_id": ["a:chosen", "a:rejected", "b:rejected", "b:chosen"], "n_tokens": [9, 5, 4, 4]})
+    texts = pa.table({"text_id": ["a:chosen", "a:rejected", "b:rejected", "b:chosen"], "n_tokens": [9, 9, 9, 9],
+                      "n_response": [9, 5, 4, 4]})  # all cut to 9 tokens  # fmt: skip
     n_positions: Any = field(default_factory=lambda: np.asarray([2, 1, 1, 1]))
 
     def sae_id(self, sae_id: str | None = None) -> str:
@@ -119,8 +120,8 @@ def test_clear_errors() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     scores = score_pairs(FakeScan(), FEATURES)  # type: ignore[arg-type]
-    scores.save(tmp_path / "scores.json")
-    assert PairScores.load(tmp_path / "scores.json") == scores
+    scores.save(str(tmp_path / "scores.json"))  # a place is a string or a path
+    assert PairScores.load(str(tmp_path / "scores.json")) == scores
     (tmp_path / "scores.json").write_text("{}")
     with pytest.raises(FormatError, match="key method"):
         PairScores.load(tmp_path / "scores.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_real_scan import make_pairs
@@ -9,7 +11,7 @@ from test_real_scan import make_pairs
 from seamark.audit.combine import Combination
 from seamark.audit.crossfit import crossfit_mean
 from seamark.audit.scores import METHODS, PairScores, score_pairs
-from seamark.errors import ConfigError
+from seamark.errors import ConfigError, DataError
 from seamark.features import FeatureSet, Scan, ScanConfig, contrast, scan
 from seamark.features.controls import random_latents
 from seamark.sae import SAEConfig, SparseAutoencoder
@@ -76,3 +78,12 @@ def test_the_sae_has_to_be_named_where_there_are_several(scanned: Scan) -> None:
         score_pairs(scanned, method="latents")
     with pytest.raises(ConfigError, match="no autoencoder 'x'"):
         score_pairs(scanned, FeatureSet.model_validate({"features": [{"sae": "x", "latent": 0, "sign": 1}]}))
+
+
+def test_pairs_whose_labels_were_turned_round_since_are_refused(scanned: Scan) -> None:
+    edited = PAIRS.with_items(p.flipped() if n in (3, 5) else p for n, p in enumerate(PAIRS))
+    for method in ("margin", "length", "latents"):
+        with pytest.raises(DataError, match=f"2 of {len(PAIRS)} pairs have the other label.*{PAIRS[3].id}"):
+            score_pairs(scanned, method=method, pairs=edited, sae="sae")
+    relabelled = PAIRS.with_items(replace(p, category="other") for p in PAIRS.items[:9])
+    assert len(score_pairs(scanned, method="margin", pairs=relabelled).values) == 9

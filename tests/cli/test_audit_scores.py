@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,3 +116,21 @@ def test_the_judge_says_what_it_takes_and_asks_once(place: Place, pairs: Pairs, 
     assert code == 0, err
     assert server.stats.requests == asked
     assert f"already answered: {n}" in err
+
+
+def test_a_scan_of_other_pairs_is_noticed_before_a_model_is_paid(
+    place: Place, pairs: Pairs, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seamark.features import Scan
+
+    def opened(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(
+            rows_by_pair=dict.fromkeys(pairs.ids[:4], (0, 1)), path=Path("scan"), manifest={"key": ""}
+        )
+
+    monkeypatch.setattr(Scan, "open", opened)
+    judge = ("--method", "judge", "--llm", "m", "--base-url", server.url, "--out", tmp_path / "out", "--scan", "scan")
+    assert "were not scanned" in the_error(*score(place, *judge))
+    for method in (judge, ("--method", "bag_of_words", "--scan", "scan")):
+        assert "not of the demo pairs" in the_error(*call("audit", "score", *method))
+    assert server.stats.requests == 0

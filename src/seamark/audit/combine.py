@@ -9,6 +9,8 @@ their scales do not matter and may differ between learning and use.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from math import nan
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -79,14 +81,14 @@ class Combination(BaseModel):
         values = -(z @ np.asarray(self.weights) + self.intercept)
         return PairScores(method=NAME, values=dict(zip(kept, values.tolist(), strict=True)))
 
-    def save(self, path: Path) -> None:
-        write_json(path, self)
+    def save(self, path: str | PathLike[str]) -> None:
+        write_json(Path(path), self)
 
     @classmethod
-    def load(cls, path: Path) -> Combination:
+    def load(cls, path: str | PathLike[str]) -> Combination:
         """Read a file of `save`. Raises `FormatError` on a foreign one."""
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(read_json(Path(path)))
         except ValidationError as e:
             first = e.errors()[0]
             where = f"{path}, key {'.'.join(map(str, first['loc']))}" if first["loc"] else str(path)
@@ -156,7 +158,7 @@ def _combined(inputs: ScoreInputs) -> Mapping[str, float]:
         ids = inputs.members.ids
     else:
         ids = sorted(set().union(*(scores.values for scores in inputs.signals.values())))
-    return combination.scores(inputs.signals, ids).values
+    return dict.fromkeys(ids, nan) | combination.scores(inputs.signals, ids).values
 
 
 METHODS = (

@@ -31,6 +31,8 @@ MIN_PAIRS = 5
 """Pairs in which a column has to differ between the sides; one seen less often says nothing that holds elsewhere."""
 STEPS = 60
 """Most steps of a fit."""
+AT_ONCE = 1 << 18
+"""Single-precision numbers that are made double at a time: what fits into a processor's cache."""
 
 
 def fold_of(prompts: Pairs | Mapping[str, str], folds: int, seed: int = 0) -> dict[str, int]:
@@ -115,15 +117,22 @@ class Block:
     @classmethod
     def of(cls, x: Matrix) -> Block:
         if sp.issparse(x):
+            x = x if x.dtype == np.float32 else x.astype(np.float64)
             return cls(x, np.asarray(x.multiply(x).sum(0), dtype=np.float64).ravel(), x.getnnz(axis=0))
+        x = np.asarray(x, dtype=np.float32 if x.dtype == np.float32 else np.float64)
         return cls(x, np.einsum("nd,nd->d", x, x, dtype=np.float64), np.count_nonzero(x, axis=0))
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
 
     def margins(self, weights: Floats) -> Floats:
-        """x · w in the precision of x: with weights of another, numpy would copy all of x at every step. [pairs]"""
-        found: Floats = np.asarray(self.x @ weights.astype(self.x.dtype, copy=False), dtype=np.float64)
+        """x · w in double precision. [pairs]"""
+        if sp.issparse(self.x) or self.x.dtype == np.float64:
+            return np.asarray(self.x @ weights, dtype=np.float64)
+        found = np.empty(len(self))
+        rows = max(1, AT_ONCE // max(self.x.shape[1], 1))
+        for start in range(0, len(found), rows):  # at once, numpy would make a copy of x as a whole
+            found[start : start + rows] = self.x[start : start + rows].astype(np.float64) @ weights
         return found
 
 

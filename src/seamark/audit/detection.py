@@ -66,7 +66,7 @@ class Calibration(BaseModel):
     ece: Estimate
     """Mean difference of predicted and observed share over the bins, by their sizes; no interval."""
     bins: tuple[CalibrationBin, ...]
-    """Of equal sizes, by rising probability."""
+    """Of equal sizes but for ties, by rising probability."""
 
 
 def detection_auroc(values: Mapping[str, float], wrong: Collection[str]) -> Estimate:
@@ -133,7 +133,8 @@ def calibration(
 
     Args:
         probabilities: {pair id: probability}.
-        bins: parts of equal sizes that the pairs are cut into, by rising probability.
+        bins: parts of equal sizes that the pairs are cut into, by rising probability. Equal probabilities stay
+            together, so there may be fewer.
         prompts: {pair id: hash of its prompt}, which the Brier score's interval resamples; without it, pairs.
 
     Raises:
@@ -150,12 +151,20 @@ def calibration(
         nothing = Estimate.not_available("no pairs")
         return Calibration(brier=nothing, ece=nothing, bins=())
     truth = np.asarray([float(i in wrong) for i in ids])
-    parts = [part for part in np.array_split(np.argsort(p, kind="stable"), bins) if len(part)]
     found = tuple(CalibrationBin(n=len(part), predicted=float(p[part].mean()), observed=float(truth[part].mean()))
-                  for part in parts)  # fmt: skip
+                  for part in _bins(p, bins))  # fmt: skip
     ece = sum(b.n * abs(b.predicted - b.observed) for b in found) / len(ids)
     return Calibration(brier=bootstrap_by_cluster((p - truth) ** 2, codes),
                        ece=Estimate(value=ece, n=len(ids)), bins=found)  # fmt: skip
+
+
+def _bins(p: Floats, bins: int) -> list[NDArray[np.int64]]:
+    """Rows of each bin. A run of equal numbers lies where its middle does: cut, its parts would differ by chance."""
+    order = np.argsort(p, kind="stable")
+    ranked = p[order]
+    twice_the_middle = np.searchsorted(ranked, ranked, "left") + np.searchsorted(ranked, ranked, "right") - 1
+    number = twice_the_middle * bins // (2 * len(p))
+    return [order[number == k] for k in np.unique(number)]
 
 
 @dataclass(frozen=True)

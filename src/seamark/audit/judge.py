@@ -42,6 +42,7 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 SAME = "both answers are the same"
+ALIKE = "both answers look the same as far as they are shown"
 
 
 class Judged(BaseModel):
@@ -98,7 +99,7 @@ def judge_pairs(
     asked = judge_questions(pairs, criterion, both_orders=both_orders)
     answers = llm.ask_all([a.request for a in asked], check, progress_title="Judge pairs")
     found: dict[str, list[float]] = {}
-    failed = {p.id: SAME for p in pairs if plain(p.chosen) == plain(p.rejected)}
+    failed = {p.id: why for p in pairs if (why := _untold(p))}
     for one, answer in zip(asked, answers, strict=True):
         value = one.read(answer)
         if isinstance(value, str):
@@ -120,10 +121,10 @@ def judge_estimate(
 
 
 def judge_questions(pairs: Sequence[PreferencePair], criterion: str, *, both_orders: bool) -> list[Asked]:
-    """The questions, pair by pair; none of a pair whose answers are the same."""
+    """The questions, pair by pair; none of a pair whose answers are the same, or would look it."""
     asked = []
     for pair in pairs:
-        if plain(pair.chosen) == plain(pair.rejected):
+        if _untold(pair):
             continue
         lots = [hash_unit(f"judge:{pair.id}:{plain(answer)}") for answer in (pair.chosen, pair.rejected)]
         first = lots[0] < lots[1]
@@ -140,6 +141,13 @@ def check(request: Request, data: Mapping[str, Any]) -> str:
     if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 100:
         return "confidence is no number from 0 to 100"
     return ""
+
+
+def _untold(pair: PreferencePair) -> str:
+    """Why nobody could tell the answers apart; empty where they differ in what is shown."""
+    if plain(pair.chosen) == plain(pair.rejected):
+        return SAME
+    return ALIKE if _line(pair.chosen) == _line(pair.rejected) else ""
 
 
 def _request(pair: PreferencePair, criterion: str, chosen_first: bool) -> Request:

@@ -1,4 +1,4 @@
-"""Does an answer begin by refusing? Phrases of eleven languages, read from an answer's first characters.
+"""Does an answer begin by refusing? Phrases of twelve languages, read from an answer's first characters.
 
 Refusals of help count ("I can't help with that"), not warnings ("that is dangerous"), regrets ("I'm sorry to hear
 that") or figures of speech ("I can't wait", "I cannot recommend it enough"). A list of phrases misses what it does not

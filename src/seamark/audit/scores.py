@@ -13,6 +13,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from seamark.audit import combine, scoring_baselines, scoring_controls, scoring_features
+from seamark.audit.scanned import check_same_labels
 from seamark.audit.scoring_inputs import Kind, Method, PairScores, ScoreInputs, Scorer
 from seamark.errors import ConfigError, DataError
 from seamark.features.reading import Scan
@@ -79,12 +80,15 @@ def score_pairs(
 
     Raises:
         ConfigError: an unknown method, or one whose inputs are missing.
-        DataError: a pair of `pairs` that the scan does not know; a group without pairs, or with too few to fit on.
+        DataError: a pair of `pairs` that the scan does not know, or knows with the other label; a group without pairs,
+            or with too few to fit on.
     """
     if method not in METHODS:
         raise ConfigError(f"no scoring method {method!r}", fix=f"The methods are: {', '.join(sorted(METHODS))}")
     about, inputs = METHODS[method], ScoreInputs(scan, features, pairs, seed, **more)
     _check(about, inputs)
+    if scan is not None and pairs is not None and any(i in scan.rows_by_pair for i in pairs.ids):
+        check_same_labels(scan, pairs)
     found = about.scorer(inputs)
     wanted = _wanted(about, inputs, found)
     return PairScores(method=method, values={i: float(found[i]) for i in wanted if isfinite(found[i])}, seed=seed)

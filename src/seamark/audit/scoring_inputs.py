@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -40,14 +41,14 @@ class PairScores(BaseModel):
         """The `n` most suspicious pair ids, worst first; ties by a hash of the id."""
         return sorted(self.values, key=lambda i: (self.values[i], hash_unit(i, self.seed), i))[:n]
 
-    def save(self, path: Path) -> None:
-        write_json(path, self)
+    def save(self, path: str | PathLike[str]) -> None:
+        write_json(Path(path), self)
 
     @classmethod
-    def load(cls, path: Path) -> PairScores:
+    def load(cls, path: str | PathLike[str]) -> PairScores:
         """Read a file of `save`. Raises `FormatError` on a foreign one."""
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(read_json(Path(path)))
         except ValidationError as e:
             first = e.errors()[0]
             key = ".".join(map(str, first["loc"]))

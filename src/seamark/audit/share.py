@@ -9,6 +9,9 @@ with equality where the score is never wrong beyond t. The least of these ratios
 proportion estimation (Blanchard, Lee and Scott, JMLR 11, 2010). The least of many noisy ratios is too low, so t is
 chosen on some prompts and the ratio taken on the others. It is an *upper* estimate: where the score is sure and wrong,
 its errors count as wrong labels.
+
+None of this holds where the score has seen the labels. Folds keep a label from a regression, not from the model whose
+activations it reads: a reward model that was trained on a wrong label takes it for right, and the estimate is too low.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ def wrong_share(values: Mapping[str, float], prompts: Mapping[str, str], *, draw
     wrong label among the surest would mean no doubt.
 
     Args:
-        values: out-of-fold antisymmetric scores of a group: `latents`, `probe`, `direction`, `margin_crossfit`.
+        values: out-of-fold antisymmetric scores of a group: `margin_crossfit`, `bag_of_words`; `latents`, `probe` and
+            `direction` on a scan of a model that was not trained on these pairs.
         prompts: {pair id: hash of its prompt}.
 
     Returns:

@@ -16,6 +16,7 @@ from seamark.run import read_json, write_json
 
 if TYPE_CHECKING:
     from seamark.audit.judge import Judged
+    from seamark.features import Scan
     from seamark.text import Pairs
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
@@ -67,6 +68,9 @@ def score(
     known = METHODS[method].needs if method in METHODS else ()
     needs_pairs = bool(pairs) or (scan is None and "pairs or scan" in known) or "pairs" in known or method == "judge"
     chosen = the_pairs(recipe, pairs) if needs_pairs else None
+    opened = Scan.open(scan) if scan else None
+    if chosen is not None and opened is not None:
+        _check_scanned(opened, chosen, demo=not pairs and not recipe.data.pairs)
     judged = None
     if chosen is not None and method == "judge":
         judged = _judged(common, ask, chosen, group, criterion, one_order=one_order, out=out)
@@ -75,7 +79,7 @@ def score(
     elif ask.llm is not None:
         raise ConfigError(f"the method {method!r} asks no language model", where="--llm", fix="Write --method judge")
     scores = score_pairs(
-        Scan.open(scan) if scan else None, FeatureSet.load(features) if features else None, method=method,
+        opened, FeatureSet.load(features) if features else None, method=method,
         pairs=chosen, seed=seed, group=group, sae=sae, folds=folds,
         controls={name: FeatureSet.load(file) for name, file in _named(controls, "--controls").items()},
         margins=_margins(margins) if margins else None, judged=judged.values if judged else None,
@@ -89,6 +93,19 @@ def score(
     rows = [(i, f"{scores.values[i]:+.4f}") for i in scores.lowest(20)]
     finish(scores.model_dump(), as_json=common.json, out=out, title=f"Most suspicious by {method}",
            columns=("pair", "score"), rows=rows)  # fmt: skip
+
+
+def _check_scanned(scan: Scan, pairs: Pairs, *, demo: bool) -> None:
+    """Pairs and scan belong together: said before a language model is paid to judge them."""
+    from seamark.audit.scanned import check_same_labels
+
+    missing = [i for i in pairs.ids if i not in scan.rows_by_pair]
+    if missing and demo:
+        raise ConfigError("the scan is not of the demo pairs", where="--pairs", fix="Give the pairs that were scanned")
+    if missing:
+        raise DataError(f"{len(missing)} of {len(pairs)} pairs were not scanned, the first being {missing[0]!r}",
+                        where=str(scan.path), fix="Give the pairs that were scanned")  # fmt: skip
+    check_same_labels(scan, pairs)
 
 
 def _named(items: Many, option: str) -> dict[str, str]:
