@@ -106,7 +106,7 @@ def _deltas(
     weight = sae.W_dec
     fires_NF = weight.new_zeros(len(h_ND), len(latents))
     if any(m.action != "add" for m in moves):
-        fires_NF = _fires(sae, latents, h_ND.detach().to(weight.device, weight.dtype))
+        fires_NF = firings_of(sae, latents, h_ND.detach().to(weight.device, weight.dtype))
     delta_NF = torch.zeros_like(fires_NF)
     for m in moves:
         column = latents.index(m.latent)
@@ -124,7 +124,7 @@ def _deltas(
 
 
 @torch.no_grad()
-def _fires(sae: SparseAutoencoder, latents: Sequence[int], h_ND: Tensor) -> Tensor:
+def firings_of(sae: SparseAutoencoder, latents: Sequence[int], h_ND: Tensor) -> Tensor:
     """max(z, 0) of some latents, [n, latents]: as the autoencoder selects them among all."""
     column_of = torch.full((sae.config.d_sae,), -1, dtype=torch.int64, device=h_ND.device)
     column_of[torch.as_tensor(latents, device=h_ND.device)] = torch.arange(len(latents), device=h_ND.device)

@@ -1,0 +1,164 @@
+"""Pushes: known steps added to activations; and the controls that effects are held against.
+
+Ablating what is known to fire is adding a known step, so the activations need not be encoded again, and texts in which
+nothing fires need not be read again: their effect is exactly 0. Controls are random latents of equal activation mass
+and random directions: the same step, of the same size at the same positions, turned at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seamark.diagnose.attribution import Floats, Key, Recorded
+from seamark.diagnose.steering import Suite
+from seamark.errors import ModelError
+from seamark.features.contrast import Normalization, contrast
+from seamark.features.controls import random_latents
+from seamark.features.reading import Scan
+from seamark.features.sets import Feature, FeatureSet
+from seamark.model.batching import Batch, collate, plan_batches
+from seamark.model.loading import RewardModel
+from seamark.model.reading import Change, Reader, apply_at
+from seamark.run import progress
+from seamark.text.rendering import Rendered
+
+Step = tuple[str, NDArray[np.int64], Tensor]
+"""(hookpoint, tokens [n], what is added there [n, d])."""
+Turned = Mapping[str, Tensor]
+"""{sae id: matrix [d, d] that turns directions of its hookpoint}."""
+Push = Callable[[int], Sequence[Step]]
+"""What is added to a text, by its row."""
+
+
+class Pusher:
+    """Reads rewards of texts with pushes; texts of one batch may be pushed differently.
+
+    Attributes:
+        passes: texts read so far.
+    """
+
+    def __init__(
+        self, model: RewardModel, texts: Sequence[Rendered], hookpoints: Sequence[str], batch_tokens: int = 8192
+    ) -> None:
+        self.model, self.texts, self.hookpoints = model, texts, tuple(dict.fromkeys(hookpoints))
+        self.batch_tokens, self.passes = batch_tokens, 0
+
+    def rewards(self, items: Sequence[tuple[int, Push]], title: str) -> Floats:
+        """Rewards [items] of texts (row, push). `ModelError` where one is not finite."""
+        out = np.full(len(items), np.nan)
+        now: list[Sequence[Step]] = []
+        plans = plan_batches([len(self.texts[row]) for row, _ in items], self.batch_tokens)
+        changes = {name: _adding(name, now) for name in self.hookpoints}
+        pad = int(self.model.config.pad_token_id)
+        with (
+            apply_at(self.model, changes),
+            Reader(self.model, [], with_output=True) as read,
+            progress(title, len(items), "texts") as advance,
+        ):
+            for plan in plans:
+                now[:] = [items[i][1](items[i][0]) for i in plan]
+                rewards = read(collate(self.texts, pad, rows=[items[i][0] for i in plan])).rewards
+                assert rewards is not None  # noqa: S101  (with_output gives them)
+                out[plan] = rewards.double().cpu().numpy()
+                advance(len(plan))
+        self.passes += len(items)
+        if len(bad := np.flatnonzero(~np.isfinite(out))):
+            raise ModelError("a reward is not finite", where=self.texts[items[bad[0]][0]].text_id,
+                             fix="Push less far, or load the model in float32")  # fmt: skip
+        return out
+
+
+def _adding(hookpoint: str, now: list[Sequence[Step]]) -> Change:
+    def change(h_BTD: Tensor, _batch: Batch) -> Tensor:
+        steps = [(b, at, step) for b, some in enumerate(now) for place, at, step in some if place == hookpoint]
+        if not steps:
+            return h_BTD
+        out_BTD = h_BTD.clone()
+        for b, at, step_ND in steps:
+            out_BTD[b, torch.from_numpy(at).to(h_BTD.device)] += step_ND.to(h_BTD)
+        return out_BTD
+
+    return change
+
+
+def ablation(recorded: Recorded, suite: Suite, keys: Sequence[Key], turned: Turned | None = None) -> Push:
+    """Latents do not fire: each one's firings are taken out along its decoder direction.
+
+    Args:
+        turned: {sae id: matrix [d, d]} that turns the directions: random directions of equal norm.
+    """
+    directions = {key: _direction(suite, key, turned) for key in keys}
+
+    def push(row: int) -> list[Step]:
+        found = []
+        for key, direction_D in directions.items():
+            at, size = recorded.fired[key].at(row)
+            if len(at):
+                found.append((suite[key[0]].config.hookpoint, at, -size[:, None] * direction_D))
+        return found
+
+    return push
+
+
+def raising(recorded: Recorded, suite: Suite, key: Key, value: float, turned: Turned | None = None
+            ) -> Push:  # fmt: skip
+    """`value` is added to a latent, firing or not, at all positions that were looked at."""
+    direction_D = value * _direction(suite, key, turned)
+    place = suite[key[0]].config.hookpoint
+
+    def push(row: int) -> list[Step]:
+        return [(place, recorded.positions[row], recorded.scale[key[0]][row][:, None] * direction_D)]
+
+    return push
+
+
+def _direction(suite: Suite, key: Key, turned: Turned | None) -> Tensor:
+    direction_D = suite[key[0]].W_dec.detach()[key[1]].float().cpu()
+    return direction_D if turned is None else turned[key[0]] @ direction_D
+
+
+def rotations(suite: Suite, saes: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """A random rotation of each autoencoder's hookpoint [d, d]: norms and angles stay, directions are random.
+
+    Autoencoders of one hookpoint are turned alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
+    for sae_id in saes:
+        config = suite[sae_id].config
+        if config.hookpoint not in found:
+            q, r = torch.linalg.qr(torch.randn(config.d_in, config.d_in, generator=generator))
+            found[config.hookpoint] = q * r.diagonal().sign()  # uniform over all rotations and reflections
+    return {sae_id: found[suite[sae_id].config.hookpoint] for sae_id in saes}
+
+
+def stand_ins(scan: Scan, features: FeatureSet, group: str, draws: int, seed: int) -> tuple[FeatureSet, ...]:
+    """`draws` sets of random latents of equal activation mass, in the order of the features they stand for.
+
+    Raises:
+        DataError: the scan has no such group, or too few latents fire.
+        ConfigError: the scan knows no such autoencoder.
+    """
+    if not draws:
+        return ()
+    saes = list(dict.fromkeys(f.sae for f in features.features))
+    normalization: Normalization = "paper" if scan.config["scope"] == "all" else "default"
+    scores = {sae_id: contrast(scan, group, sae_id, normalization) for sae_id in saes}
+    found = []
+    for draw in range(draws):
+        by_sae = {}
+        for sae_id in saes:
+            mine = FeatureSet(features=tuple(f for f in features.features if f.sae == sae_id))
+            by_sae[sae_id] = iter(random_latents(scan, mine, scores[sae_id], seed + draw).features)
+        found.append(FeatureSet(features=tuple(next(by_sae[f.sae]) for f in features.features)))
+    return tuple(found)
+
+
+def members(sets: Sequence[FeatureSet]) -> dict[Key, Feature]:
+    """Every latent of some sets, once."""
+    return {f.key: f for one in sets for f in one.features}

@@ -1,0 +1,382 @@
+"""Causal evidence: planted causes are found, contrasts without effect are not, and every figure can be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seamark.diagnose import Intervention, steer_pairs, steer_rewards
+from seamark.diagnose.attribution import rank_agreement, record, spearman
+from seamark.diagnose.causal import causal_effects
+from seamark.diagnose.causal_controls import Pusher, ablation, rotations, stand_ins
+from seamark.diagnose.causal_report import CausalReport, FeatureEffect, Range, verdict
+from seamark.errors import ConfigError, DataError
+from seamark.features import Scan, ScanConfig, contrast, scan
+from seamark.features.sets import Feature, FeatureSet
+from seamark.model import RewardModel
+from seamark.sae import SAEConfig, SparseAutoencoder
+from seamark.stats import Estimate
+from seamark.text.pairs import Pairs, PreferencePair
+from tiny import tiny_hooked
+
+WIDTH = 32
+LIKED, DISLIKED, IDLE, SILENT = 3, 7, 11, 20
+WORDS = ["bread", "salt", "the harbour", "flour", "walking", "water", "yeast", "the weather"]
+
+
+def some_pairs() -> Pairs:
+    items = []
+    for i in range(24):
+        a, b = WORDS[i % 8], WORDS[(i + 3) % 8]
+        group = "safety" if i < 14 else "chat"
+        items.append(PreferencePair(id=f"p{i}", group=group, category="", prompt=f"Number {i}: {a}?",
+                                    chosen=f"Please mix {a} and {b}, it is safe.",
+                                    rejected=f"Sure, wait; do {b} {a} now."))  # fmt: skip
+    return Pairs(items)
+
+
+def planted() -> tuple[RewardModel, SparseAutoencoder]:
+    """A model whose reward is a linear function of its last block's output at the last token: the direction of one
+    latent minus that of another. Decoder directions are orthonormal."""
+    model = tiny_hooked("gpt2")
+    model.hf.transformer.ln_f = torch.nn.Identity()
+    config = SAEConfig(d_in=WIDTH, d_sae=WIDTH, k=None, activation="relu", normalize="none", hookpoint="layers.3")
+    sae = SparseAutoencoder(config, seed=0)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3)))[0])
+        sae.W_enc.copy_(sae.W_dec.T)
+        sae.b_enc += 0.05
+        sae.b_enc[[LIKED, DISLIKED, IDLE]] = 1.0
+        sae.b_enc[SILENT] = -1e6
+        model.hf.score.weight.copy_(0.1 * (sae.W_dec[LIKED] - sae.W_dec[DISLIKED])[None])
+    return model, sae.eval()
+
+
+def random_sae(hookpoint: str, seed: int) -> SparseAutoencoder:
+    sae = SparseAutoencoder(SAEConfig(d_in=WIDTH, d_sae=48, k=6, activation="topk", normalize="layer_norm",
+                                      hookpoint=hookpoint), seed=seed)  # fmt: skip
+    with torch.no_grad():
+        sae.b_enc -= torch.rand(48, generator=torch.Generator().manual_seed(9))
+    return sae.eval()
+
+
+def feature(latent: int, sign: Any = 1, sae: str = "a") -> Feature:
+    return Feature(sae=sae, latent=latent, sign=sign, score=0.5 * sign)
+
+
+def scanned(model: RewardModel, suite: dict[str, SparseAutoencoder], out: Path) -> Scan:
+    return scan(model, suite, some_pairs(), out, config=ScanConfig(positions="tokens"))
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.model, sae = planted()
+        self.suite = {"a": sae}
+        self.scan = scanned(self.model, self.suite, folder / "scan")
+        self.features = FeatureSet(features=(feature(LIKED), feature(DISLIKED, -1), feature(IDLE), feature(SILENT)))
+        self.report = self.effects()
+
+    def effects(self, features: FeatureSet | None = None, **more: Any) -> CausalReport:
+        return causal_effects(self.model, self.suite, features or self.features, some_pairs(), scan=self.scan,
+                              draws=200, **more)  # fmt: skip
+
+    def found(self, latent: int) -> FeatureEffect:
+        return next(f for f in self.report.features if f.latent == latent)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("causal"))
+
+
+def value(e: Estimate) -> float:
+    assert e.value is not None
+    return e.value
+
+
+# ---- planted causes ----
+
+
+def test_verdicts_of_planted_causes(world: World) -> None:
+    assert {f.latent: f.verdict for f in world.report.features} == {
+        LIKED: "yes", DISLIKED: "yes", IDLE: "no", SILENT: "not available"
+    }  # fmt: skip
+    assert world.found(IDLE).why == "moves nothing"
+    assert "fires in answers to 0 prompts" in world.found(SILENT).why
+    assert world.report.verdicts == {"yes": 2, "no": 1, "not available": 1}
+    assert value(world.found(LIKED).target.reward) > 0 > value(world.found(DISLIKED).target.reward)
+
+
+def test_a_contrast_without_effect_is_no_cause(world: World) -> None:
+    """The latents that tell chosen from rejected best, the two causes aside: none of them moves the reward."""
+    top = contrast(world.scan, "safety", "a").top(10).features
+    idle = [f for f in top if f.latent not in (LIKED, DISLIKED)][:3]
+    assert all(abs(f.score or 0) > 0.02 for f in idle)
+    found = world.effects(FeatureSet(features=tuple(idle)), controls=5, dose_pairs=0)
+    assert [f.verdict for f in found.features] == ["no"] * 3
+    assert found.together.verdict == "no"
+    assert not found.agreement.available
+
+
+def test_a_cause_against_its_sign_is_no_evidence(world: World) -> None:
+    found = world.effects(FeatureSet(features=(feature(LIKED, -1),)), dose_pairs=0).features[0]
+    assert found.verdict == "no"
+    assert found.why.startswith("acts against its sign")
+
+
+def test_effects_are_those_of_steering(world: World) -> None:
+    for f in world.report.features[:3]:
+        asked = [Intervention(sae="a", latent=f.latent, action="ablate")]
+        groups = {g.group: g for g in steer_pairs(world.model, world.suite, asked, some_pairs()).groups}
+        for side in (f.target, f.others):
+            assert side is not None
+            expected = groups[side.group]
+            assert value(side.chosen) == pytest.approx(-value(expected.chosen), abs=1e-6)
+            assert value(side.rejected) == pytest.approx(-value(expected.rejected), abs=1e-6)
+            assert value(side.margin) == pytest.approx(-value(expected.margin), abs=1e-6)
+            assert value(side.accuracy) == pytest.approx(-value(expected.accuracy_change), abs=1e-9)
+            both = (value(side.chosen) + value(side.rejected)) / 2
+            assert value(side.reward) == pytest.approx(both, abs=1e-6)
+    assert world.report.n_pairs == {"safety": 14, "chat": 10}
+    assert {"safety", "chat"} == set(world.report.accuracy)
+
+
+def test_attribution_is_exact_where_the_rest_is_linear(world: World) -> None:
+    for f in world.report.features:
+        for side in (f.target, f.others):
+            assert side is not None
+            assert value(side.attribution) == pytest.approx(value(side.reward), abs=2e-6)
+    assert abs(value(world.found(LIKED).target.attribution)) > 0.05
+    both = world.report.together.target
+    assert value(both.attribution) == pytest.approx(value(both.reward), abs=2e-6)
+
+
+def test_doses_of_a_linear_cause(world: World) -> None:
+    q = world.scan.q("a")
+    for latent, sign in ((LIKED, 1.0), (DISLIKED, -1.0)):
+        f = world.found(latent)
+        assert [d.amount for d in f.doses] == [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0]
+        for dose in f.doses:
+            assert value(dose.target) == pytest.approx(sign * 0.1 * dose.amount * q[latent], rel=1e-3)
+        assert (f.monotone.value, f.monotone.low, f.monotone.high) == (sign, sign, sign)
+        assert value(f.steered.target) == pytest.approx(sign * 0.1 * q[latent], rel=1e-3)
+        assert value(f.steered.difference) == pytest.approx(0.0, abs=1e-5)
+    assert world.found(IDLE).monotone.reason == "no amount moves anything"
+    assert not world.found(SILENT).steered.target.available
+    pooled = {p.kind: p for p in world.report.pooled}
+    assert value(pooled["features"].target) == pytest.approx(0.1 * (q[LIKED] + q[DISLIKED]) / 3, rel=1e-3)
+    assert value(pooled["random latents"].size) == pytest.approx(0.0, abs=1e-5)
+    assert value(pooled["random directions"].size) > 0.01
+
+
+def test_texts_in_which_nothing_fires_are_not_read(world: World) -> None:
+    n_texts, passes = 48, world.report.passes
+    assert passes.saved >= n_texts  # all of the latent that never fires
+    assert (passes.blocks, passes.blocks_skipped) == (4, 4)
+    assert world.found(SILENT).target.reward == Estimate(value=0.0, low=0.0, high=0.0, n=14)
+    assert world.found(SILENT).target.n_firing == 0
+
+
+# ---- any model ----
+
+
+@pytest.fixture(scope="module")
+def two_places(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardModel, dict[str, SparseAutoencoder], Scan]:
+    model = tiny_hooked("bert")
+    with torch.no_grad():
+        model.hf.classifier.weight.mul_(100.0)
+    suite = {"a": random_sae("layers.1", 0), "b": random_sae("layers.2.mlp", 4)}
+    return model, suite, scanned(model, suite, tmp_path_factory.mktemp("two") / "scan")
+
+
+def firing(found: Scan, sae: str, n: int) -> list[int]:
+    """Latents that fire in some texts, but not in all."""
+    stats = found.feature_stats(sae)
+    share = stats.texts / len(found.texts)
+    return [int(i) for i in np.lexsort((np.arange(48), -stats.count)) if 0 < share[i] < 1][:n]
+
+
+def test_several_hookpoints_at_once(two_places: Any) -> None:
+    model, suite, found = two_places
+    keys = [(sae, latent) for sae in suite for latent in firing(found, sae, 4)]
+    features = FeatureSet(features=tuple(feature(latent, 1, sae) for sae, latent in keys))
+    report = causal_effects(model, suite, features, some_pairs(), scan=found, controls=2, dose_pairs=0, draws=50)
+    asked = [Intervention(sae=sae, latent=latent, action="ablate") for sae, latent in keys]
+    both = {g.group: g for g in steer_pairs(model, suite, asked, some_pairs()).groups}
+    assert value(report.together.target.margin) == pytest.approx(-value(both["safety"].margin), abs=2e-5)
+    assert report.together.others is not None
+    assert value(report.together.others.chosen) == pytest.approx(-value(both["chat"].chosen), abs=2e-5)
+    for one, f in zip(asked, report.features, strict=True):
+        alone = {g.group: g for g in steer_pairs(model, suite, [one], some_pairs()).groups}
+        assert value(f.target.margin) == pytest.approx(-value(alone["safety"].margin), abs=2e-5)
+    assert report.passes.blocks_skipped == 2
+    assert any(abs(value(f.target.attribution) - value(f.target.reward)) > 5e-3 for f in report.features)
+    assert not report.features[0].steered.target.available
+
+
+def test_silent_texts_keep_their_reward_to_the_bit(two_places: Any) -> None:
+    model, suite, found = two_places
+    latent = firing(found, "a", 1)[0]
+    texts = [side for pair in some_pairs() for side in model.renderer().render_pair(pair)]
+    recorded = record(model, suite, {"a": [latent]}, texts)
+    rows = recorded.fired["a", latent].rows
+    assert 0 < len(rows) < len(texts)
+    push = ablation(recorded, suite, [("a", latent)])
+    pusher = Pusher(model, texts, ["layers.1"])
+    after = pusher.rewards([(row, push) for row in range(len(texts))], "all")
+    plain = pusher.rewards([(row, lambda _row: []) for row in range(len(texts))], "none")
+    silent = np.setdiff1d(np.arange(len(texts)), rows)
+    assert np.array_equal(after[silent], plain[silent])
+    assert np.allclose(plain, recorded.rewards, atol=1e-4)
+    assert (np.abs(after[rows] - plain[rows]) > 1e-5).all()
+    assert np.array_equal(np.flatnonzero(recorded.attribution["a", latent]), rows)
+    some = pusher.rewards([(int(row), push) for row in rows], "firing")
+    assert np.allclose(some, after[rows], atol=1e-4)
+    assert pusher.passes == 2 * len(texts) + len(rows)
+
+
+@pytest.mark.parametrize("where", ["prompt", "all"])
+def test_other_tokens(two_places: Any, where: Any) -> None:
+    model, suite, found = two_places
+    latent = firing(found, "a", 1)[0]
+    texts = [side for pair in some_pairs() for side in model.renderer().render_pair(pair)]
+    recorded = record(model, suite, {"a": [latent]}, texts, where=where)
+    after = Pusher(model, texts, ["layers.1"]).rewards(
+        [(row, ablation(recorded, suite, [("a", latent)])) for row in range(len(texts))], where
+    )
+    asked = [Intervention(sae="a", latent=latent, action="ablate", where=where)]
+    expected = steer_rewards(model, suite, asked, texts)
+    assert np.allclose(after, expected.after, atol=1e-4)
+    assert np.abs(expected.change).max() > 1e-2
+
+
+def test_random_directions_have_the_norm_of_the_step(two_places: Any) -> None:
+    model, suite, found = two_places
+    texts = [side for pair in some_pairs() for side in model.renderer().render_pair(pair)]
+    latents = firing(found, "a", 5)
+    keys = [("a", latent) for latent in latents]
+    recorded = record(model, suite, {"a": latents}, texts)
+    turned = rotations(suite, ["a"], 5)
+    row = int(recorded.fired[keys[0]].rows[0])
+    dense = []
+    for push in (ablation(recorded, suite, keys), ablation(recorded, suite, keys, turned)):
+        h = torch.zeros(len(texts[row]), WIDTH)
+        for _, at, step in push(row):
+            h[torch.from_numpy(at)] += step
+        dense.append(h)
+    assert torch.allclose(dense[0].norm(dim=1), dense[1].norm(dim=1), atol=1e-4)
+    assert not torch.allclose(dense[0], dense[1], atol=1e-2)
+    assert torch.equal(rotations(suite, ["a"], 5)["a"], turned["a"])
+    assert not torch.equal(rotations(suite, ["a"], 6)["a"], turned["a"])
+
+
+def test_stand_ins_are_other_latents_of_like_mass(world: World) -> None:
+    drawn = stand_ins(world.scan, FeatureSet(features=world.features.features[:3]), "safety", 4, 0)
+    assert len(drawn) == 4
+    assert all(not {f.latent for f in one.features} & {LIKED, DISLIKED, IDLE} for one in drawn)
+    assert len({tuple(f.latent for f in one.features) for one in drawn}) > 1
+
+
+def test_the_same_again(world: World) -> None:
+    assert world.effects() == world.report
+    other = world.effects(seed=1)
+    assert other.key != world.report.key
+
+
+def test_without_others_and_controls(world: World) -> None:
+    found = causal_effects(world.model, world.suite, world.features, some_pairs().group("safety"), scan=world.scan,
+                           controls=0, steer_controls=0, draws=50)  # fmt: skip
+    assert found.others == ()
+    assert {f.verdict for f in found.features} == {"not available"}
+    assert found.features[0].why == "no controls were asked for"
+    assert found.features[0].difference.reason == "no pairs of other groups"
+    assert [p.kind for p in found.pooled] == ["features"]
+    assert not found.agreement_random.available
+
+
+def test_one_pair_and_no_units(world: World) -> None:
+    one = some_pairs().where(lambda p: p.id in ("p0", "p20"))
+    found = causal_effects(world.model, world.suite, world.features, one, scan=world.scan, q={}, controls=2, draws=20)
+    assert {f.verdict for f in found.features} == {"not available"}
+    assert found.features[0].target.reward.low is None
+    assert value(found.features[0].target.reward) > 0
+    assert not found.features[0].steered.target.available
+    assert found.pooled == ()
+    with_q = causal_effects(world.model, world.suite, world.features, one, scan=world.scan, controls=2, draws=20)
+    assert with_q.features[0].steered.target.reason == "no interval: too few prompts"
+
+
+# ---- rule and correlation ----
+
+
+def test_the_rule() -> None:
+    wide, tight = Range(n=20, low=-0.5, high=0.5, own=0.4), Range(n=20, low=-0.1, high=0.1, own=0.4)
+    good = Estimate(value=0.4, low=0.3, high=0.5, n=9)
+    bad = Estimate(value=-0.4, low=-0.5, high=-0.3, n=9)
+    assert verdict(good, 1, 9, 0.0, tight, tight)[0] == "yes"
+    negative = verdict(bad, -1, 9, 0.0, tight, tight)
+    assert negative[0] == "yes"
+    assert "+0.4 in its direction, at least +0.3" in negative[1]
+    assert verdict(bad, 1, 9, 0.0, tight, tight)[0] == "no"
+    for ranges in ((wide, tight), (tight, wide)):
+        assert verdict(good, 1, 9, 0.0, *ranges)[1].startswith("no more than controls")
+    around = Estimate(value=0.4, low=-0.1, high=0.9, n=9)
+    assert "the interval holds 0" in verdict(around, 1, 9, 0.0, tight, tight)[1]
+    assert verdict(good, 1, 9, 0.4, tight, tight) == ("no", "moves nothing")
+    assert verdict(good, 1, 4, 0.0, tight, tight)[0] == "not available"
+    assert verdict(Estimate(value=0.4, n=9, reason="one prompt"), 1, 9, 0.0, tight, tight) == (
+        "not available", "one prompt")  # fmt: skip
+    assert verdict(good, 1, 9, 0.0, Range(n=0), tight)[0] == "not available"
+
+
+def test_rank_agreement() -> None:
+    rng = np.random.default_rng(0)
+    effect = np.linspace(-1, 1, 12) + rng.normal(0, 0.05, (40, 12))
+    prompts = np.arange(40) // 2
+    same = rank_agreement(effect**3, effect, prompts, draws=200)
+    assert value(same) > 0.95
+    assert same.low is not None and same.low > 0.8  # noqa: PT018
+    against = rank_agreement(-effect, effect, prompts, draws=200)
+    assert value(against) == pytest.approx(-1.0)
+    nothing = rank_agreement(rng.normal(size=(40, 12)), effect, prompts, draws=200)
+    assert nothing.low is not None and nothing.high is not None and nothing.low < 0 < nothing.high  # noqa: PT018
+    few = np.where(np.arange(12) < 2, effect, 1e-9)
+    assert rank_agreement(few, few, prompts, floor=1e-6).reason == "2 features have an effect here, too few to rank"
+    assert rank_agreement(effect, effect, np.zeros(40, np.int64)).low is None
+    assert not rank_agreement(np.ones((4, 5)), np.ones((4, 5)), np.arange(4)).available
+    assert spearman(np.asarray([1.0, 2.0, 3.0]), np.asarray([9.0, 1.0, 0.0])) == pytest.approx(-1.0)
+
+
+# ---- mistakes ----
+
+
+def test_mistakes(world: World) -> None:
+    pairs, features = some_pairs(), world.features
+
+    def ask(error: type[Exception], match: str, model: Any = None, suite: Any = None, some: Any = None, **more: Any
+            ) -> None:  # fmt: skip
+        with pytest.raises(error, match=match):
+            causal_effects(model or world.model, suite or world.suite, some or features, pairs,
+                           **({"scan": world.scan} | more))  # fmt: skip
+
+    ask(ConfigError, "gives no rewards", model=tiny_hooked("llama", "lm"))
+    ask(ConfigError, "no pair of group 'code'", group="code")
+    ask(ConfigError, "no pair of group 'code'", others=["code"])
+    ask(ConfigError, "compared with itself", others=["safety"])
+    ask(ConfigError, "no autoencoder 'b'", some=FeatureSet(features=(feature(1, 1, "b"),)))
+    ask(DataError, "no latent 32", some=FeatureSet(features=(feature(32),)))
+    ask(ConfigError, "controls is -1", controls=-1)
+    ask(ConfigError, "the amount is nan", amounts=[float("nan")])
+    ask(ConfigError, "the amount is 0", amounts=[0.0, 1.0])
+    ask(ConfigError, "given twice", amounts=[1.0, 1.0])
+    ask(ConfigError, "draws is 0", draws=0)
+    ask(ConfigError, "unknown tokens", where="reply")
+    ask(ConfigError, "another autoencoder called 'a'", suite={"a": random_sae("layers.3", 1)})
+    with pytest.raises(DataError, match="no feature"):
+        causal_effects(world.model, world.suite, FeatureSet(features=()), pairs, scan=world.scan)
+    many = FeatureSet(features=tuple(feature(i) for i in range(25)))
+    ask(DataError, "too few to replace", some=many)
