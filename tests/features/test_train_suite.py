@@ -326,7 +326,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
              r"stages\[0\]\.lr: 0\.003 → 0\.1"),
     "seed": (lambda f: train_suite(tiny(), texts(20), SUITE, STAGES, CONFIG.model_copy(update={"seed": 1}), out=f),
              r"training\.seed: 0 → 1"),
-    "texts": (lambda f: train_suite(tiny(), texts(19), SUITE, STAGES, CONFIG, out=f), r"texts\.general\.train: "),
+    "texts": (lambda f: train_suite(tiny(), texts(19), SUITE, STAGES, CONFIG, out=f), r"texts\.general\.(train|held_out): "),
     "model": (lambda f: train_suite(tiny_hooked("llama", seed=1), texts(20), SUITE, STAGES, CONFIG, out=f), "model: "),
     "one less": (lambda f: train_suite(tiny(), texts(20), {"topk": SUITE["topk"]}, STAGES, CONFIG, out=f),
                  r"suite\.aux: .* → null"),
