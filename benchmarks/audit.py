@@ -95,6 +95,8 @@ def run(
     found = {name: result for name in SETUPS if (result := finished(folder / name)) is not None}
     about = ABOUT + "".join(f". {name}: {len(r['missing'])} stages are not finished" for name, r in found.items()
                             if r["missing"])  # fmt: skip
+    about += "".join(f". {name}: figures of an earlier run; this one failed ({why[name]})" for name in found
+                     if name in why)  # fmt: skip
     seeds = {name: r["recipe"]["seeds"] for name, r in found.items()}
     return Result("audit", about, claims(found, why), list(table(found)), {"seeds": seeds, "missing": why})
 

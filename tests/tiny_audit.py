@@ -21,6 +21,7 @@ def audit_data(out: Path, model: str, pairs: dict[str, list[str]], **changes: An
     }  # fmt: skip
     data["features"] = {"min_rating": 1, "count": 6, "candidates": 48}
     data["scan"] = {"keep_tokens": "never"}
+    data["reward"] |= {"epochs": 1}
     for key, value in changes.items():
         *parents, last = key.split("__")
         place = data

@@ -50,6 +50,16 @@ def test_recovery_is_the_share_of_the_damage_undone() -> None:
     assert "cost only 0.000 < 0.03" in harmless.recovery("safer", 0.05, clean).reason
 
 
+def test_a_share_of_what_may_be_nothing_has_no_interval() -> None:
+    """A damage of 10 points in one seed and none in the other: in many resamples there is none to recover from."""
+    clean = grid(none={0: margins(10), 1: margins(10)})
+    e = grid(none={0: margins(8), 1: margins(10)}, safer={0: margins(9), 1: margins(10)})
+    found = e.recovery("safer", 0.05, clean)
+    assert found.value == pytest.approx(0.5)
+    assert found.low is found.high is None
+    assert "may be 0" in found.reason
+
+
 def test_half_a_grid_compares_the_seeds_that_both_have() -> None:
     e = grid(none={0: margins(10), 1: margins(9), 2: margins(10)}, safer={0: margins(5), 2: margins(7)},
              random={0: margins(9), 1: margins(2)})  # fmt: skip

@@ -15,16 +15,37 @@ import trl
 from seamark.pipelines import runner
 from seamark.pipelines.recipe import check_recipe
 from seamark.run import Run
+from seamark.show import drawing, exports
+from seamark.show.figures import Chart
 from tiny_run import Finished, recipe_data, write_model, write_pairs
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick_garbage() -> Iterator[None]:
-    """Every stage collects garbage, and would look through all of torch and transformers for it."""
+    """Every stage and every training collects garbage, and would look through all of torch and transformers for it."""
     assert all((torch, transformers, trl))
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_figure_is_drawn() -> Iterator[None]:
+    """A PDF's fonts take most of the time of a result: only the first chart is drawn, the others stand for it.
+
+    Equal charts still give equal bytes, other charts others (tests/show has the drawing).
+    """
+    known: dict[str, Any] = {}
+
+    def drawn(chart: Chart) -> Any:
+        key = repr(chart)
+        if key not in known:
+            known[key] = (key.encode(), key.encode()) if known else drawing.drawn(chart)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exports, "drawn", drawn)
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from seamark.audit.editing import EditManifest
 from seamark.audit.scores import PairScores
 from seamark.errors import ConfigError, DataError, RunError, SeamarkError
-from seamark.pipelines import grid_stages
+from seamark.pipelines import grid_estimate, grid_stages
 from seamark.pipelines.audit_recipe import AuditRecipe
 from seamark.pipelines.grid_runner import audit_so_far, estimate_audit, run_audit
 from seamark.pipelines.grid_tables import grid_tables
@@ -31,6 +31,9 @@ APART = ("estimate", "timings")
 TABLES = {"poison", "poison-effects", "denoise-random-0.2", "detection"}
 
 
+WORDS = {"name": "verbosity", "group": "safety", "question": "how strongly the feature has to do with many words"}
+
+
 def checked(data: dict[str, Any]) -> AuditRecipe:
     return check_data(AuditRecipe, data, "test")
 
@@ -39,7 +42,9 @@ def checked(data: dict[str, Any]) -> AuditRecipe:
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     base = tmp_path_factory.mktemp("audited")
     model, pairs = write_model(base / "model"), write_pairs(base / "pairs")
-    folder, result = run_audit(checked(audit_data(base / "run", model, pairs)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid_estimate.Probe, "go", lambda probe: probe)  # test_a_probe_... has it
+        folder, result = run_audit(checked(audit_data(base / "run", model, pairs)))
     return Finished(folder, model, pairs, result)
 
 
@@ -90,6 +95,10 @@ def test_the_grid_has_every_cell(audited: Finished) -> None:
     assert {p.suffix for p in (audited.folder / "tables").iterdir()} == {".md", ".csv", ".tex"}
     assert {p.suffix for p in (audited.folder / "figures").iterdir()} == {".png", ".pdf", ".html"}
     assert len(list(grid_tables(result))) == len(TABLES)
+    for name in ("poison", "poison-effects", "detection"):
+        rows = (audited.folder / "tables" / f"{name}.md").read_text().splitlines()[4:]
+        assert all("20.0\u202f%" in row for row in rows if "none" not in row), rows
+    assert "0.2," in (audited.folder / "tables" / "poison.csv").read_text()  # fractions for programs
 
 
 def test_what_was_edited_follows_from_the_scores(audited: Finished) -> None:
@@ -120,9 +129,12 @@ def test_again_does_nothing_and_lost_cells_come_back_as_they_were(
     folder, again = run_audit(recipe)
     assert "Nothing to do" in capsys.readouterr().err
     whole = files(folder)
-    lost = ("noisy-random-0.2-1/scan", "noisy-random-0.2-1/scores/safer", "poison/safer-0.2-seed-0", "tables")
+    stale = [folder / "tables" / "denoise-random-0.4.md", folder / "figures" / "denoise-random-0.4-chat.png"]
+    for file in stale:  # of an earlier recipe in the same folder
+        file.write_bytes(b"")
+    lost = ("noisy-random-0.2-1/scan", "noisy-random-0.2-1/scores/safer", "poison/safer-0.2-seed-0", "tables/poison.md")
     for name in lost:
-        shutil.rmtree(folder / name)
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
     _, back = run_audit(recipe)
     assert files(folder) == whole
     assert found_in(back) == found_in(again) == found_in(audited.result)
@@ -172,6 +184,22 @@ def test_another_setting_takes_nothing_over(audited: Finished, copied: Callable[
     assert "clean-0/scan" not in half["missing"]
 
 
+def test_another_dimension_takes_the_place_of_target_and_others(
+    copied: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Of the same group against all others it is the same grid: nothing is missing. Of another group it is none."""
+    file = write_recipe(tmp_path / "words.yaml", WORDS)
+    _, same = audit_so_far(checked(copied(dimension=str(file))))
+    assert same["complete"]
+    assert same["recipe"]["dimension"]["question"] == WORDS["question"] + "."
+    _, named = audit_so_far(checked(copied(dimension=WORDS | {"against": ["chat"]})))
+    assert {"clean-0/features", "noisy-random-0.2-1/features"} <= set(named["missing"])
+    turned = checked(copied(dimension=WORDS | {"group": "chat", "against": ["safety"]}))
+    assert (turned.target, turned.others) == ("chat", ["safety"])
+    _, result = audit_so_far(turned)
+    assert not result["complete"]
+
+
 def test_the_estimate_counts_what_is_left(copied: Callable[..., dict[str, Any]]) -> None:
     done = {w.work: w for w in estimate_audit(checked(copied())).work}
     assert {k: (w.count, w.done) for k, w in done.items()} == {
@@ -186,6 +214,15 @@ def test_the_estimate_counts_what_is_left(copied: Callable[..., dict[str, Any]])
     assert all(w.source == "finished stages" for w in more.work)
 
 
+@pytest.mark.slow
+def test_a_probe_measures_what_nothing_was_done_of(audited: Finished, tmp_path: Path) -> None:
+    recipe = checked(audit_data(tmp_path / "run", audited.model, audited.pairs))
+    found = estimate_audit(recipe).work
+    assert {(w.source, w.done) for w in found} == {("probe", 0)}
+    assert all((w.seconds_each or 0) > 0 for w in found)
+    assert not (tmp_path / "run" / ".probe").exists()
+
+
 @pytest.mark.parametrize(("changes", "error", "problem"), [
     ({"poison__rates": [0.001]}, ConfigError, r"rate 0\.001 of 25 safety pairs is less than one pair"),
     ({"poison__methods": ["guess"]}, ConfigError, r"poison\.methods: no scoring method 'guess'; the methods are "),
@@ -195,6 +232,13 @@ def test_the_estimate_counts_what_is_left(copied: Callable[..., dict[str, Any]])
     ({"noise": {"random": []}}, ConfigError, "noise has no rate of the kinds"),
     ({"others": ["code"]}, ConfigError, "no pairs of group 'code'"),
     ({"detect__methods": ["judge"]}, ConfigError, "needs `judged`"),
+    ({"detect__methods": ["judge"], "judged": "nowhere.json"}, DataError, "no such file"),
+    ({"noise": {"category": [0.2]}, "denoise__kinds": ["category"]}, ConfigError, "the pairs have no categories"),
+    ({"ablations": {"k": [65]}}, ConfigError, "k 65 is more than the 64 latents"),
+    ({"dimension": "nowhere.yaml"}, ConfigError, "cannot be read"),
+    ({"dimension": {"name": "words", "group": "chat"}}, ConfigError, "dimension, key question"),
+    ({"dimension": {**WORDS, "group": "chat"}, "target": "safety"}, ConfigError, "target is given"),
+    ({"dimension": {**WORDS, "against": ["code"]}}, ConfigError, "no pairs of group 'code'"),
     ({"ablations": {"hookpoint": ["layers.9"]}}, ConfigError, r"ablations\.hookpoint layers\.9 is out of range"),
     ({"target": "danger"}, DataError, "no training pair in the target group 'danger'"),
 ])  # fmt: skip

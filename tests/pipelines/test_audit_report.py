@@ -16,6 +16,7 @@ import pytest
 
 from seamark.audit.editing import undo_file
 from seamark.pipelines import audit_report_scores
+from seamark.sae import SAEConfig, SparseAutoencoder
 from tiny import tiny_folder
 from tiny_run import call, command, environment, the_error, tree, write_model, write_pairs
 
@@ -26,10 +27,11 @@ from llm_server import Seen, Server
 HOSTILE = "\u202e<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m {{ 7*7 }}"
 SETTINGS = (
     "--set=reward.learning_rate=3e-3", "--set=reward.trainable_blocks=null", "--set=reward.max_length=96",
-    "--set=reward.precision=fp32", "--set=sae.d_sae=64", "--set=sae.k=4", "--set=sae.hookpoint=layers.2",
-    "--set=sae.precision=fp32", "--set=scan.precision=fp32", "--set=features.min_rating=2", "--set=features.count=6",
-    "--set=features.candidates=48", "--workers=1",
+    "--set=reward.precision=fp32", "--set=sae.d_sae=64", "--set=sae.k=4",
+    "--set=sae.hookpoint=layers.2", "--set=sae.precision=fp32", "--set=scan.precision=fp32",
+    "--set=features.min_rating=2", "--set=features.count=6", "--set=features.candidates=48", "--workers=1",
 )  # fmt: skip
+WORDS = {"name": "verbosity", "group": "safety", "question": "how strongly the feature has to do with many words"}
 CONTRADICTORY = ("p-03", "p-03-turned")
 
 
@@ -196,6 +198,14 @@ def test_the_page_is_inert_and_says_what_is_missing(audit: Audit) -> None:
     checks = audit.result["failure_signs"]
     assert {c["holds"] for c in checks if "flips" in c["name"]} == {None}
     assert any(c["holds"] is not None for c in checks)
+    (words,) = (c for c in checks if "than words" in c["name"])
+    assert "Measured by `latents`" in words["note"]  # the margins were taught these labels
+    assert words["value"]["low"] <= words["value"]["value"] <= words["value"]["high"]
+    agreement = audit.result["agreement"]["safety"]
+    assert words["value"]["value"] == pytest.approx(
+        agreement["latents"]["value"] - agreement["bag_of_words"]["value"], abs=0.01
+    )  # but for pairs that one of both could not score
+    assert "mislabelled throughout" in text
 
 
 def test_a_rerun_does_nothing_and_another_share_only_what_hangs_on_it(audit: Audit, tmp_path: Path) -> None:
@@ -292,11 +302,14 @@ def test_given_autoencoder_and_features_cross_fitting_and_a_judge(audit: Audit, 
         code, _, err = call(
             "audit", "report", "--model", reward, "--out", tmp_path, *files, *SETTINGS, "--base", audit.model,
             "--sae", audit.out / "sae" / "sae", "--features", audit.out / "features" / "features.json", "--show=3",
-            "--crossfit=2", "--voting=2", "--judge.llm=m", "--judge.base-url", server.url, "--judge.pairs=4",
+            "--set=reward.epochs=1", "--crossfit=2", "--voting=2", "--judge.llm=m", "--judge.base-url", server.url,
+            "--judge.pairs=4",
         )  # fmt: skip
         asked = server.stats.requests
     assert code == 0, err
     assert asked == 8  # four pairs, in both orders
+    shares = json.loads((tmp_path / "scores" / "summary.json").read_text())["shares"]["safety"]
+    assert list(shares) == ["margin_crossfit", "latents", "probe"]
     assert not (tmp_path / "sae").exists()
     assert re.search(r"Cross-fitted margin: about .*4 trainings|Cross-fitted margin: about ", err)
     assert err.index("Cross-fitted margin: about") < err.index("▸ crossfit-0"), "the price comes first"
@@ -310,9 +323,31 @@ def test_given_autoencoder_and_features_cross_fitting_and_a_judge(audit: Audit, 
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(audit: Audit, reward: str, tmp_path: Path) -> None:
+    """With a base as model: a reward model would be trained first, and whatever comes after it would cost that."""
     files = [f"--pairs={g}={f}" for g, f in audit.files.items()]
-    common = ("audit", "report", "--out", tmp_path, *SETTINGS)
+    base = [*files, "--model", audit.model]
+    common = ("audit", "report", "--out", tmp_path / "out", *SETTINGS)
+    other = tiny_sae(tmp_path / "other", d_in=8)
+    deep = tiny_sae(tmp_path / "deep", hookpoint="layers.7")
+    small = tiny_sae(tmp_path / "small", d_sae=2)
+    words_of = write(tmp_path / "words.yaml", [json.dumps(WORDS | {"against": ["code"]})])
+    features = ("--features", audit.out / "features" / "features.json")
     for words, wrong in (
+        ("no scoring method 'best'", [*base, "--by=best"]),
+        ("cannot rank by judge", [*base, "--by=judge"]),
+        ("--crossfit 5", [*base, "--by=voting"]),
+        ("nowhere", [*base, "--sae", tmp_path / "nowhere"]),
+        ("width 8", [*base, "--sae", other]),
+        ("out of range", [*base, "--sae", deep]),
+        ("out of range", [*base, "--set=sae.hookpoint=layers.9"]),
+        ("nowhere", [*base, "--sae", audit.out / "sae" / "sae", "--features", tmp_path / "nowhere.json"]),
+        ("the autoencoder has 2", [*base, "--sae", small, *features]),
+        ("nowhere", [*files, "--model", reward, "--base", tmp_path / "nowhere", "--crossfit=2"]),
+        ("nowhere", [*base, "--set=data.general_text=./nowhere.txt"]),
+        ("file not found", [*base, "--experiment", tmp_path]),
+        ("the experiment edits 'chat'", [*base, "--experiment", experimented(tmp_path / "grid", "chat")]),
+        ("'code'", [*base, "--group=safety", "--dimension", words_of]),
+        ("is about group 'safety'", [*base, "--group=chat", "--dimension", words_of]),
         ("--base", [*files, "--model", reward, "--crossfit=3"]),
         ("--sae", [*files, "--model", reward, "--features", audit.out / "features" / "features.json"]),
         ("harmless", [*files, "--model", reward, "--group=harmless"]),
@@ -320,5 +355,49 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(audit: Audit, rewa
         ("--pairs", ["--model", reward]),
         ("judge.llm", [*files, "--model", reward, "--judge.pairs=7"]),
     ):
-        assert words in the_error(*call(*common, *wrong))
-    assert not (tmp_path / "sae").exists()
+        assert words in the_error(*call(*common, *wrong)), wrong
+    assert not [made for made in ("reward", "sae", "scan") if (tmp_path / "out" / made).exists()]
+
+
+def tiny_sae(folder: Path, **config: Any) -> Path:
+    """An untrained autoencoder of the model here, or of another."""
+    found = {"d_in": 32, "d_sae": 16, "k": 2, "hookpoint": "layers.2"} | config
+    SparseAutoencoder.untrained(SAEConfig(**found), 0).save_pretrained(folder)
+    return folder
+
+
+def experimented(folder: Path, target: str) -> Path:
+    """A folder with the result of an experiment: SAFER's flips of 5 % cost chat 20 points and safety 12."""
+    lost = {g: {"value": v, "low": v - 0.02, "high": v + 0.02, "n": 9} for g, v in (("chat", 0.2), ("safety", 0.12))}
+    rows = [{"method": "none", "rate": 0.0}, {"method": "safer", "rate": 0.05, "lost": lost}]
+    folder.mkdir()
+    write(folder / "result.json", [{"recipe": {"recipe": "audit-experiment", "target": target},
+                                    "poison": {"summary": rows}}])  # fmt: skip
+    return folder
+
+
+def test_another_dimension_and_some_of_the_pairs(audit: Audit, reward: str, tmp_path: Path) -> None:
+    """Features of chats, told from safety pairs: rating and page are about what the file says."""
+    about = write(tmp_path / "words.yaml", [json.dumps(WORDS | {"group": "chat", "against": ["safety"]})])
+    files = [f"--pairs={g}={f}" for g, f in audit.files.items()]
+    code, out, err = call("audit", "report", "--model", reward, "--out", tmp_path / "out", *files, *SETTINGS, "--json",
+                          "--sae", audit.out / "sae" / "sae", "--dimension", about, "--set=data.max_pairs=40",
+                          "--experiment", experimented(tmp_path / "grid", "chat"))  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["options"]["group"] == "chat"
+    assert result["options"]["dimension"]["against"] == ["safety"]
+    assert (result["overlap"]["group"], result["overlap"]["other"]) == ("chat", "safety")
+    assert result["reliance"]["dimension"] == "verbosity"
+    assert {f["rating"] for f in result["features"]} <= {2, 3, 4, 5}
+    assert all("chat" in f["why"] for f in result["features"])
+    text = plain_text(tmp_path / "out" / "report.html")
+    assert "verbosity: how strongly the feature has to do with many words." in text
+    assert "Not about verbosity" in text
+    assert "Only 80 of 124 usable rows are audited" in text
+    assert "safety features" not in text.lower()
+    assert not re.search("trained on these labels", text)
+    told = {c["name"]: (c["value"]["value"], c["holds"]) for c in result["failure_signs"] if "flips" in c["name"]}
+    assert told == {"chat lost at 5 % flips": (0.2, True), "chat lost at 0.5 % flips": (None, None),
+                    "safety lost at 5 % flips": (0.12, False), "safety lost at 0.5 % flips": (None, None)}  # fmt: skip
+    assert "If these pairs were among those it was trained on" in text

@@ -29,6 +29,9 @@ MODEL = "model"
 BENCH = "bench.jsonl"
 _KEEPS_MEANING = 0.65
 _NOISE_COST = 0.03
+_UNBOUNDED = 0.025
+"""Share of draws without a positive bottom from which on a ratio has no interval."""
+UNBOUNDED = "no interval: what it is a share of may be 0"
 _NO_SEED = "no seed is finished"
 ONE_SEED = "no interval: one seed only"
 UNEDITED = ("none", 0.0)
@@ -226,7 +229,11 @@ class Experiment:
 
 
 def _ratio(top: Floats, bottom: Floats, clusters: NDArray[np.int64], draws: int = 2000) -> Estimate:
-    """Ratio of means of two [seeds, n] matrices with an interval from resampling seeds and prompts together."""
+    """Ratio of means of two [seeds, n] matrices with an interval from resampling seeds and prompts together.
+
+    Where the bottom is not clearly above 0, its ratio has no bounds: without the draws in which it is not, the interval
+    would be too narrow.
+    """
     rng = np.random.default_rng(0)
     n_seeds, n = top.shape
     value = float(top.mean() / bottom.mean())
@@ -245,5 +252,7 @@ def _ratio(top: Floats, bottom: Floats, clusters: NDArray[np.int64], draws: int 
         below = float((bottoms[rows] @ weight).sum())
         if below > 0:
             found.append(float((tops[rows] @ weight).sum()) / below)
+    if len(found) < (1 - _UNBOUNDED) * draws:
+        return Estimate(value=value, n=n, reason=UNBOUNDED)
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=n)

@@ -6,6 +6,8 @@ listed all the same, as not available, with the command that measures them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from seamark.audit.overlap import Overlap
 from seamark.audit.report_data import Check, Checks, Missing
 from seamark.audit.shortcuts import Shortcuts
@@ -22,25 +24,30 @@ EXPERIMENT = "run `seamark audit experiment`"
 
 def failure_signs(
     *, group: str, others: list[str], above_words: Estimate, features_agree: Estimate, overlap: Overlap | Missing,
-    shortcuts: Shortcuts | Missing, fvu: Estimate, contradictions: Estimate, in_sample: bool,
+    shortcuts: Shortcuts | Missing, fvu: Estimate, contradictions: Estimate, judge: str = "margin",
+    lost: Mapping[tuple[str, float], Estimate] | None = None,
 ) -> Checks:  # fmt: skip
     """All signs, those that could be measured first.
 
     Args:
-        above_words: share of labels that the reward model sides with, less that of a bag of words (out-of-fold).
+        above_words: share of labels that `judge` sides with, less that of a bag of words (out-of-fold).
         features_agree: share of labels that the feature set sides with.
         fvu: variance of held-out activations that the autoencoder leaves unexplained.
         contradictions: share of the group's pairs that another contradicts.
-        in_sample: whether the reward model was trained on these pairs.
+        lost: {(group, share flipped): accuracy that SAFER's flips cost it}, from an experiment on these pairs, if any.
+        judge: the reward model's `margin`, or the out-of-fold method that stands for a model trained on these pairs.
     """
-    own = " It was trained on these pairs, which flatters it." if in_sample else ""
+    own = "" if judge == "margin" else (
+        f" Measured by `{judge}`, fitted on other prompts: the reward model was trained on these labels and sides with "
+        "them whatever it knows.")  # fmt: skip
     checks = [
         _check("The reward model knows more than words", f"at least {100 * ABOVE_WORDS:.0f} points above them",
                above_words, "points", above_words.value is not None and above_words.value >= ABOVE_WORDS,
                f"Less: the labels can be told from vocabulary alone, and what is found here may be words.{own}"),
         _check("The features side with the labels", "interval above one half", features_agree, "share",
                (features_agree.low or 0.0) > 0.5,
-               "If not, extraction failed: another layer (sae.hookpoint), a longer training or more pairs."),
+               "If not, extraction failed: another layer (sae.hookpoint), a longer training or more pairs. Features "
+               "found on these pairs were chosen by these labels, so this is the least they must do."),
         *_of_shortcuts(group, shortcuts),
         _outside(group, others, overlap),
         _check("The autoencoder reconstructs", f"at most {FVU:g} of the variance left", fvu, "number",
@@ -49,7 +56,7 @@ def failure_signs(
         _check("Few pairs contradict each other", f"at most {100 * CONTRADICTIONS:.0f} %", contradictions, "share",
                contradictions.value is not None and contradictions.value <= CONTRADICTIONS,
                "More: annotators disagree. Settle these first, they are listed under the data's faults."),
-        *_after_retraining(group, others),
+        *_after_retraining(group, others, lost),
     ]  # fmt: skip
     return Checks(intro="A sign that fails says where to look before the list of pairs is believed. Signs that need "
                   "retraining or people are open until they are measured.", checks=tuple(checks))  # fmt: skip
@@ -57,7 +64,7 @@ def failure_signs(
 
 def _check(name: str, rule: str, value: Estimate, unit: str, holds: bool, note: str) -> Check:
     decided = holds if value.available else None
-    return Check(name=name, rule=rule, value=value, unit=unit, holds=decided, note=note)  # type: ignore[arg-type]
+    return Check(name=name, rule=rule, value=value, unit=unit, holds=decided, note=note)
 
 
 def _of_shortcuts(group: str, found: Shortcuts | Missing) -> list[Check]:
@@ -84,20 +91,28 @@ def _outside(group: str, others: list[str], found: Overlap | Missing) -> Check:
                   "(features.min_rating).")  # fmt: skip
 
 
-def _after_retraining(group: str, others: list[str]) -> list[Check]:
+def _after_retraining(
+    group: str, others: list[str], lost: Mapping[tuple[str, float], Estimate] | None
+) -> list[Check]:  # fmt: skip
     """Signs named by SAFER and by the first checks of its ratings."""
     flips, ratings = Estimate.not_available(EXPERIMENT), Estimate.not_available("run `seamark ratings export`")
+
+    def cost(of: str, rate: float, rule: str, holds: Callable[[float], bool], note: str) -> Check:
+        none = flips if lost is None else Estimate.not_available(f"the experiment has no flips of {100 * rate:g} %")
+        value = (lost or {}).get((of, rate), none)
+        decided = value.value is not None and holds(value.value)
+        return _check(f"{of} lost at {100 * rate:g} % flips", rule, value, "points", decided, note)
+
     checks = [
-        _check(f"{group} lost at 5 % flips", "at least 5 points", flips, "points", False,
-               "Less: extraction failed, or the wrong layer was read."),
-        _check(f"{group} lost at 0.5 % flips", "at least 8 points", flips, "points", False,
-               "SAFER's first check of its features."),
+        cost(group, 0.05, "at least 5 points", lambda v: v >= 0.05,
+             "Less: extraction failed, or the wrong layer was read."),
+        cost(group, 0.005, "at least 8 points", lambda v: v >= 0.08, "SAFER's first check of its features."),
     ]  # fmt: skip
-    checks += [
-        _check(f"{other} lost at 5 % flips", "at most 10 points", flips, "points", False,
-               f"More: the features overlap with {other}.")
-        for other in others
-    ]  # fmt: skip
+    for other in others:
+        checks += [
+            cost(other, 0.05, "at most 10 points", lambda v: v <= 0.1, f"More: the features overlap with {other}."),
+            cost(other, 0.005, "within 2 points", lambda v: abs(v) <= 0.02, "SAFER's first check of its features."),
+        ]
     return [
         *checks,
         _check("Layers compared", "this one is the best of four", flips, "share", False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -23,7 +24,8 @@ KIND = "audit-experiment"
 
 def audit_experiment(
     common: Annotated[Common, tyro.conf.OmitArgPrefixes], pairs: Many = (), model: str | None = None,
-    out: str | None = None, workers: int | None = None, estimate: bool = False, so_far: bool = False,
+    out: str | None = None, workers: int | None = None, dimension: Path | None = None, estimate: bool = False,
+    so_far: bool = False,
 ) -> None:  # fmt: skip
     """What flipping and removing pairs does, by method, rate and seed: a grid of retrainings, cell by cell.
 
@@ -35,10 +37,12 @@ def audit_experiment(
         model: base of the reward models (a folder, a Hub name or seamark/default).
         out: run folder.
         workers: processes side by side.
+        dimension: what it is about instead of safety: a YAML file with name, group, question and, if wanted, against.
         estimate: print what is left to do and what it costs, and stop. Measures on a few pairs if it must.
         so_far: print the tables of the finished cells and stop; the run may be at work meanwhile.
     """
-    run_experiment(common, pairs, model=model, out=out, workers=workers, estimate=estimate, so_far=so_far)
+    given = {"model": model, "out": out, "workers": workers, "dimension": str(dimension) if dimension else None}
+    run_experiment(common, pairs, estimate=estimate, so_far=so_far, **given)
 
 
 def run_experiment(

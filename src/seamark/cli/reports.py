@@ -49,9 +49,9 @@ NO_JUDGE = JudgeOptions()
 
 def report(
     common: Annotated[Common, tyro.conf.OmitArgPrefixes], more: Annotated[More, tyro.conf.OmitArgPrefixes], model: str,
-    out: Path, pairs: Many = (), group: str | None = None, sae: str | None = None, features: str | None = None,
-    remove: float = 0.04, by: str | None = None, show: int = 25, train: bool = False, workers: int | None = None,
-    seed: int = 0, judge: JudgeOptions = NO_JUDGE,
+    out: Path, pairs: Many = (), group: str | None = None, dimension: Path | None = None, sae: str | None = None,
+    features: str | None = None, experiment: str | None = None, remove: float = 0.04, by: str | None = None,
+    show: int = 25, train: bool = False, workers: int | None = None, seed: int = 0, judge: JudgeOptions = NO_JUDGE,
 ) -> None:  # fmt: skip
     """Audit preference pairs: which labels are suspicious, why, and what the reward model leans on.
 
@@ -66,8 +66,11 @@ def report(
         out: folder of the audit.
         pairs: preference pairs as group=file; repeat for more. Ratings of features need two groups.
         group: the group whose labels are audited (safety).
+        dimension: what its features are about instead of safety: a YAML file with name, group, question and, if wanted,
+            against.
         sae: an autoencoder of the model; without it one is trained.
         features: a feature set of that autoencoder; without it one is found.
+        experiment: folder of an audit experiment on these pairs; it decides the failure signs that need retraining.
         remove: share of the group taken out of clean.jsonl, e.g. 0.04.
         by: method to rank pairs by (see `audit score --list`); without it, the mean rank of margin and latents.
         show: pairs on the page.
@@ -76,17 +79,19 @@ def report(
         seed: of training, folds and ties.
         judge: a language model's second opinion.
     """
+    from seamark.explain.dimension import Dimension
     from seamark.pipelines.audit_report import AuditOptions, run_audit
     from seamark.pipelines.recipe import check_data
 
     files = parse_pairs(pairs)
     if not files:
         raise ConfigError("no pairs are given", where="--pairs", fix="Write --pairs safety=safety.jsonl")
-    recipe = _recipe(common, workers=workers, target=group)
+    about = None if dimension is None else Dimension.load(dimension)
+    recipe = _recipe(common, workers=workers, target=group or (about.group if about else None))
     data: dict[str, Any] = {
-        "model": model, "pairs": files, "out": str(out), "group": recipe.target, "train": train, "base": more.base,
-        "sae": sae, "features": features, "remove": remove, "by": by, "show": show, "crossfit": more.crossfit,
-        "voting": more.voting, "judge_pairs": judge.pairs, "seed": seed,
+        "model": model, "pairs": files, "out": str(out), "group": recipe.target, "dimension": about, "train": train,
+        "base": more.base, "sae": sae, "features": features, "experiment": experiment, "remove": remove, "by": by,
+        "show": show, "crossfit": more.crossfit, "voting": more.voting, "judge_pairs": judge.pairs, "seed": seed,
     }  # fmt: skip
     options = check_data(AuditOptions, data, "options")
     folder, result = run_audit(recipe, options, _judge(judge, recipe.target))

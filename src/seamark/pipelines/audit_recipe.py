@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from seamark.audit.noise import NoiseKind
+from seamark.errors import ConfigError
+from seamark.explain.dimension import Dimension
 from seamark.pipelines.recipe import (
     ExperimentPart,
     Part,
@@ -135,6 +137,8 @@ class AuditRecipe(WorldRecipe):
     """Run folder."""
     others: list[str] = Field(default_factory=list)
     """Groups that safety features are told from. Empty: all but the target."""
+    dimension: Dimension | None = None
+    """In place of `target` and `others`: name, group, question and, if wanted, against; or a YAML file of these."""
     poison: PoisonGrid = PoisonGrid()
     noise: NoisePart = NoisePart()
     denoise: DenoiseGrid = DenoiseGrid()
@@ -147,6 +151,21 @@ class AuditRecipe(WorldRecipe):
     rewardbench: list[str] = Field(default_factory=list)
     """RewardBench files or `allenai/reward-bench`: every retrained model is evaluated there too."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_dimension(cls, data: Any) -> Any:
+        """`target` and `others` are those of the dimension, where one is given."""
+        given = data.get("dimension") if isinstance(data, dict) else None
+        if given is None or isinstance(given, Dimension):
+            return data
+        about = Dimension.load(given) if isinstance(given, str | Path) else Dimension.of(given)
+        theirs = {"target": about.group, "others": list(about.against)}
+        for key, value in theirs.items():
+            if data.get(key) not in (None, [], value):
+                raise ConfigError(f"{key} is given, and so is the dimension {about.name}", where=key,
+                                  fix="Give one of the two")  # fmt: skip
+        return {**data, **theirs, "dimension": about}
+
     @model_validator(mode="after")
     def _makes_sense(self) -> AuditRecipe:
         asked = {*self.poison.methods, *self.denoise.methods, *self.detect.methods, *self.combine.signals}
@@ -156,6 +175,10 @@ class AuditRecipe(WorldRecipe):
             raise ValueError(f"others holds the target group {self.target!r}")
         if self.denoise.rates and not any(kind in self.denoise.kinds for kind, _ in self.noise.all()):
             raise ValueError("denoise.rates are given, but noise has no rate of the kinds in denoise.kinds")
+        d_sae, ks = self.sae.d_sae, [self.sae.k, *self.ablations.k]
+        smallest = min([d for d in (d_sae, *self.ablations.d_sae) if d is not None], default=None)
+        if smallest is not None and max(ks) > smallest:
+            raise ValueError(f"k {max(ks)} is more than the {smallest} latents of d_sae")
         return self
 
     def attacker(self, seed: int) -> int:

@@ -9,22 +9,24 @@ pairs once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seamark.audit.judge import Judged
 from seamark.audit.scores import PairScores
-from seamark.errors import ConfigError, SeamarkError
+from seamark.errors import DataError
+from seamark.explain.dimension import Dimension
 from seamark.features import FeatureSet
 from seamark.model import is_reward_model, resolve_name
 from seamark.pipelines import audit_report_edits as edits
 from seamark.pipelines import audit_report_scores as scoring
 from seamark.pipelines import audit_report_stages as stages
+from seamark.pipelines.audit_report_checks import check_options
 from seamark.pipelines.audit_report_price import Price, prices
 from seamark.pipelines.recipe import Files, Part, Rate, SaferRecipe
 from seamark.pipelines.runner import make_workers
@@ -47,6 +49,9 @@ class AuditOptions(Part):
     out: str
     group: str = "safety"
     """The group whose labels are audited."""
+    dimension: Dimension | None = None
+    """What features of that group are about and which groups they are told from; None: safety, or what the group is
+    called, against all others."""
     train: bool = False
     """Train a reward model from `model` even if it is one."""
     base: str | None = None
@@ -55,6 +60,8 @@ class AuditOptions(Part):
     """An autoencoder of the model, instead of training one."""
     features: str | None = None
     """A feature set of that autoencoder, instead of finding one."""
+    experiment: str | None = None
+    """Folder of a `seamark audit experiment` on these pairs: it decides the failure signs that need retraining."""
     remove: Rate = 0.04
     """Share of the group that is taken out of clean.jsonl and flipped in flipped.jsonl."""
     by: str | None = None
@@ -68,6 +75,18 @@ class AuditOptions(Part):
     judge_pairs: int = Field(100, ge=1)
     """Most suspicious pairs that a language model is asked about."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _dimension_is_of_the_group(self) -> AuditOptions:
+        if self.dimension is not None and self.dimension.group != self.group:
+            raise ValueError(f"dimension {self.dimension.name} is about group {self.dimension.group!r}, "
+                             f"the group is {self.group!r}")  # fmt: skip
+        return self
+
+    def others(self, groups: Iterable[str]) -> list[str]:
+        """Of these groups, those that features are told from."""
+        against = self.dimension.against if self.dimension else ()
+        return [g for g in groups if g != self.group and (not against or g in against)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,8 @@ class AuditRun:
     def go(self) -> Audited:
         """All stages but the page; those that are done are skipped."""
         o, r = self.options, self.recipe
-        trained = self._check()
+        trained = check_options(o, r)
+        self._say_model(trained)
         data = self._stage("data", stages.read_data, {
             "pairs": list(o.pairs.items()), "max_pairs": r.data.max_pairs, "target": o.group,
             "digests": {f: local_digest(f) for files in o.pairs.values() for f in files},
@@ -133,8 +153,9 @@ class AuditRun:
             "margins": list(margins),
         }, data=data, scan=scan, **_some(features=features), **margins)  # fmt: skip
         common = {"data": data, "scan": scan, "scores": scores, **_some(features=features)}
-        findings = self._stage("findings", scoring.look_for,
-                               {"target": o.group, "sae_id": sae_id, "no_features": why}, **common)  # fmt: skip
+        findings = self._stage("findings", scoring.look_for, {
+            "target": o.group, "sae_id": sae_id, "no_features": why, **self._dimension(),
+        }, **common)  # fmt: skip
         judged = self._judged(data, scores)
         evidence = self._stage("evidence", scoring.gather_evidence, {
             **self._model(), **self._given_sae(), "sae_id": sae_id, "count": o.show,
@@ -145,22 +166,15 @@ class AuditRun:
         return Audited(r, o, self.run.root, trained, data, scan, scores, findings, evidence, edited, sae, features,
                        why, judged, sae_id, priced, timings)  # fmt: skip
 
-    def _check(self) -> bool:
-        """Whether a reward model has to be trained; what would only fail later fails here."""
+    def _say_model(self, trained: bool) -> None:
+        """Whether the model is audited as it is."""
         o = self.options
-        is_reward = is_reward_model(o.model)
-        if o.features and not o.sae:
-            raise ConfigError("a feature set means nothing without its autoencoder", where="--features",
-                              fix="Give the autoencoder with --sae")  # fmt: skip
-        if is_reward and o.base is None and not o.train and o.crossfit:
-            raise ConfigError("the model given has seen these pairs, or may have: cross-fitted ones need a base",
-                              where="--crossfit", fix="Give what they are to start from with --base")  # fmt: skip
-        if is_reward and not o.train:
+        if not trained:
             say(f"  {o.model} is a reward model: it is audited as it is.")
-            return False
-        what = "is a reward model, and --train asks to train it on" if is_reward else "is no reward model but a base"
+            return
+        known = is_reward_model(o.model)
+        what = "is a reward model, and --train asks to train it on" if known else "is no reward model but a base"
         say(f"  {o.model} {what}: a reward model is trained from it on the pairs without faults.")
-        return True
 
     def _stage(self, name: str, build: Callable[..., Any], arguments: dict[str, Any], **inputs: Path) -> Path:
         """One stage after another, each with all cores."""
@@ -176,6 +190,11 @@ class AuditRun:
         name = resolve_name(self.options.model)
         return {"model": self.options.model, "model_digest": local_digest(name) or name}
 
+    def _dimension(self) -> dict[str, Any]:
+        """The dimension as an argument, where one is given."""
+        given = self.options.dimension
+        return {} if given is None else {"dimension": given.model_dump(mode="json")}
+
     def _training(self, threads: int | None = None) -> dict[str, Any]:
         return self.recipe.reward.model_dump(mode="json") | {"seed": self.options.seed, "threads": threads}
 
@@ -188,11 +207,7 @@ class AuditRun:
         """What the autoencoder is called: as in the feature set that is given, if any."""
         if self.options.features is None:
             return SAE_ID
-        named = {f.sae for f in FeatureSet.load(self.options.features).features}
-        if len(named) > 1:
-            raise ConfigError(f"it names features of {len(named)} autoencoders", where=self.options.features,
-                              fix="Give the features of one")  # fmt: skip
-        return named.pop() if named else SAE_ID
+        return FeatureSet.load(self.options.features).features[0].sae
 
     def _given_sae(self) -> dict[str, str | None]:
         return {"sae_place": self.options.sae, "sae_digest": local_digest(self.options.sae)}
@@ -215,9 +230,10 @@ class AuditRun:
             return self._stage("features", stages.given_features, arguments, scan=scan), ""
         part = self.recipe.features.model_dump(mode="json", exclude={"effect_texts"})
         try:
-            return self._stage("features", stages.find_features, {"target": o.group, "sae_id": sae_id, **part},
-                               data=data, scan=scan), ""  # fmt: skip
-        except SeamarkError as e:
+            return self._stage("features", stages.find_features, {
+                "target": o.group, "sae_id": sae_id, **part, **self._dimension(),
+            }, data=data, scan=scan), ""  # fmt: skip
+        except DataError as e:
             say(f"  No features: {e.what}")
             return None, e.what
 

@@ -91,6 +91,7 @@ def breakdown_block(found: Breakdown, judge: str) -> rd.Block:
 
 def data_block(sizes: Mapping[str, Mapping[str, int]], faults: Faults) -> rd.Block:
     """Rows by group, faults by kind with their ids, rows that could not be read."""
+    whole = sum(v["there"] for v in sizes.values())
     groups = rd.Table(
         title="Rows by group",
         columns=_columns("Group", ("Rows rejected", "count"), ("of these duplicates", "count"), ("Pairs", "count"),
@@ -116,8 +117,11 @@ def data_block(sizes: Mapping[str, Mapping[str, int]], faults: Faults) -> rd.Blo
         more=max(0, len(faults.rejected) - LINES),
     )  # fmt: skip
     return rd.Block(
-        intro=("Pairs that are left out train nothing and find no feature. They are scored, ranked and listed like "
-               "all others.",),
+        intro=("Pairs that are left out train no reward model and no autoencoder, and find no feature. They are "
+               "scored, ranked and listed like all others, and cross-fitted judges are fitted on them too.",
+               *([f"Only {sum(v['pairs'] for v in sizes.values()):,} of {whole:,} usable rows are audited "
+                  "(data.max_pairs), picked by a hash of their ids. The others are in none of the files."]
+                 if whole > sum(v["pairs"] for v in sizes.values()) else [])),
         tables=(groups, kinds, ids, rejected),
         after=("All ids are in data/faults.json, all rejected rows in data/rejected.jsonl. "
                + (f"{faults.made_ids:,} rows had no id of their own; theirs is a hash of the content."
@@ -265,9 +269,9 @@ def edits_block(found: Mapping[str, Any], folder: Path) -> rd.Block:
         (edits.FLIPPED, "all pairs, the labels of these turned round", found["kept"] + n, edits.FLIPPED_MANIFEST),
         (edits.REMOVED, "these alone", n, "–"),
     )
-    after = [f"To go back: seamark audit undo {folder.name}/{edits.CLEAN} {folder.name}/{edits.CLEAN_MANIFEST} "
-             "--out original.jsonl. Rows come back field for field and in order; rows that could not be read as pairs "
-             "are not among them."]  # fmt: skip
+    after = ["To go back, in the folder of this page: seamark audit undo "
+             f"{folder.name}/{edits.CLEAN} {folder.name}/{edits.CLEAN_MANIFEST} --out original.jsonl. Rows come back "
+             "field for field and in order; rows that could not be read as pairs are not among them."]  # fmt: skip
     if found["wrapped"]:
         after.append(f"{found['wrapped']:,} rows came with columns that others lack, or in another form: the whole row "
                      "is kept as text in the column `original`, so that the file loads anywhere.")  # fmt: skip

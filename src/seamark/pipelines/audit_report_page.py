@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from seamark.audit import report_data as rd
@@ -31,9 +32,10 @@ from seamark.pipelines.audit_report_blocks import (
     shortcuts_block,
     wrong_block,
 )
+from seamark.pipelines.audit_report_checks import experiment_costs
 from seamark.run import MANIFEST, Run, digest, read_json, to_jsonable, write_json
 from seamark.show.numbers import estimate_text
-from seamark.stats import Estimate
+from seamark.stats import Estimate, bootstrap_by_cluster, cluster_codes
 
 SCHEMA = 1
 RESULT, PAGE = "result.json", "report.html"
@@ -46,7 +48,7 @@ class Found:
         self.done, self.group = done, done.options.group
         self.scan = Scan.open(done.scan / stages.SCAN)
         self.sizes: dict[str, dict[str, int]] = read_json(done.data / stages.SUMMARY)
-        self.others = [g for g in self.sizes if g != self.group]
+        self.others = done.options.others(self.sizes)
         self.faults: Faults = stages.load_faults(done.data)
         self.scores: dict[str, Any] = read_json(done.scores / scoring.SUMMARY)
         parts = read_json(done.findings / scoring.FINDINGS)
@@ -67,7 +69,7 @@ class Found:
     def share(self) -> tuple[str, Estimate]:
         """(method, estimated share of wrong labels in the audited group) by the first judge that has one."""
         of = self.shares[self.group]
-        method = next((m for m in scoring.JUDGES if of[m].available), scoring.JUDGES[0])
+        method = next((m for m in scoring.SHARE_JUDGES if m in of and of[m].available), scoring.JUDGES[0])
         return method, of[method]
 
 
@@ -133,10 +135,7 @@ def _result(found: Found, checks: rd.Checks) -> dict[str, Any]:
 def _checks(found: Found) -> rd.Checks:
     of = found.agreement[found.group]
     none = Estimate.not_available
-    margin, words = of.get("margin"), of.get("bag_of_words")
-    above = none(found.scores["missing"].get("bag_of_words", "the bag of words scored no pair"))
-    if margin is not None and words is not None and margin.value is not None and words.value is not None:
-        above = Estimate(value=margin.value - words.value, n=margin.n, reason="")
+    judge, above = _above_words(found)
     quality = (found.quality or {}).get("quality")
     fvu = none("the autoencoder was given" if found.quality is None else "no text was held out")
     if quality:
@@ -148,10 +147,29 @@ def _checks(found: Found) -> rd.Checks:
     if mine.contradictions is not None:
         share = Estimate(value=len(opposed) and mine.contradictions / size, n=size)
     return failure_signs(
-        group=found.group, others=found.others, above_words=above,
+        group=found.group, others=found.others, above_words=above, judge=judge,
         features_agree=of.get("safer", none(found.done.no_features or "no pair could be scored")),
-        overlap=found.overlap, shortcuts=found.shortcuts, fvu=fvu, contradictions=share, in_sample=found.done.trained,
+        overlap=found.overlap, shortcuts=found.shortcuts, fvu=fvu, contradictions=share,
+        lost=None if (folder := found.done.options.experiment) is None else experiment_costs(folder, found.group),
     )  # fmt: skip
+
+
+def _above_words(found: Found) -> tuple[str, Estimate]:
+    """(judge, share of the group's labels it sides with less that of a bag of words, paired by pair).
+
+    The judge is the reward model where it was given. One that was trained on these very labels sides with them whatever
+    it knows, so that what was fitted on other prompts stands for it.
+    """
+    judges = ("margin_crossfit", "latents", "probe") if found.done.trained else ("margin",)
+    known = found.agreement[found.group]
+    judge = next((m for m in judges if m in known), judges[-1])
+    if lacking := [m for m in (judge, "bag_of_words") if m not in known]:
+        return judge, Estimate.not_available(found.scores["missing"].get(lacking[0], f"{lacking[0]} scored no pair"))
+    scores = scoring.columns_of(found.done.scores, judge, "bag_of_words")
+    mine = [p for p in stages.load_pairs(found.done.data).group(found.group) if all(p.id in s for s in scores.values())]
+    sides = {m: (np.sign([s[p.id] for p in mine]) + 1) / 2 for m, s in scores.items()}
+    prompts = cluster_codes([p.prompt_key for p in mine])
+    return judge, bootstrap_by_cluster(sides[judge] - sides["bag_of_words"], prompts)
 
 
 def _audit_data(found: Found, checks: rd.Checks) -> rd.AuditData:
@@ -188,8 +206,9 @@ def _summary(found: Found, checks: rd.Checks) -> tuple[str, ...]:
     method, share = found.share
     lines = []
     if share.available:
-        lines.append(f"At most {estimate_text(share)} of the {found.group} labels are wrong, by a judge that never saw "
-                     f"the pair's prompt ({scoring.NAMES[method]}): an upper estimate.")  # fmt: skip
+        lines.append(f"Up to {estimate_text(share)} of the {found.group} labels are wrong, by a judge that never saw "
+                     f"the pair's prompt ({scoring.NAMES[method]}): an upper estimate for labels that are wrong here "
+                     "and there. A kind of pair that is mislabelled throughout is not among them.")  # fmt: skip
     else:
         lines.append(f"How many {found.group} labels are wrong could not be estimated: {share.reason}.")
     left, rejected = len(found.faults.left_out), found.faults.n_rejected
@@ -210,10 +229,12 @@ def _run_info(found: Found) -> rd.RunInfo:
     done, manifest = found.done, read_json(found.done.data / MANIFEST)
     config = found.scan.manifest["sae_configs"][done.sae_id]
     how = "trained here on the pairs without faults" if done.trained else "given"
+    about = done.options.dimension
     kind = config["activation"] + (f", k {config['k']}" if config.get("k") else "")
     facts = (
         rd.Fact(name="Reward model", value=how),
         rd.Fact(name="Audited group", value=found.group),
+        *([rd.Fact(name="Dimension", value=f"{about.name}: {about.question}")] if about else []),
         rd.Fact(name="Ranked by", value=found.scores["rule"]),
         rd.Fact(name="Positions", value=f"{found.scan.config['positions']} of the {found.scan.config['scope']}"),
         rd.Fact(name="Texts cut at the left", value=f"{_truncated(found.scan):,} of {len(found.scan.n_positions):,}"),
@@ -278,12 +299,16 @@ def _notes(found: Found) -> tuple[str, ...]:
         "A suspicious pair is not a wrong one: low scores say that the model or the features disagree with the label. "
         "Look before you remove.",
         "The share of wrong labels is an upper estimate: where the judge is sure and mistaken, its own errors count as "
-        "wrong labels. P(wrong) rests on it and on labels being wrong regardless of what the pair says.",
+        "wrong labels. It takes labels to be wrong regardless of what the pair says, and so does P(wrong): where one "
+        "kind of pair is mislabelled throughout, judges learn that as the rule, and both are too low.",
         "A contrastive score is a correlation with the label, and so is what goes with the margin: neither is a cause.",
     ]
     if found.done.trained:
         notes.append("The reward model was trained on these pairs, so its margins side with the labels it was taught. "
                      "Cross-fitted margins do not.")  # fmt: skip
+    else:
+        notes.append("The reward model was given. If these pairs were among those it was trained on, its margins side "
+                     "with the labels it was taught.")  # fmt: skip
     if found.faults.left_out:
         notes.append("Pairs that were left out are scored and listed, and they are still in clean.jsonl unless their "
                      "score is among the lowest: data/faults.json names them.")  # fmt: skip

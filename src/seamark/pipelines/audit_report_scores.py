@@ -22,13 +22,13 @@ from seamark.audit.share import wrong_share
 from seamark.audit.shortcuts import shortcuts
 from seamark.audit.suspicion import RULE, mean_rank, wrong_probability
 from seamark.errors import ConfigError, SeamarkError
-from seamark.explain.dimension import SAFETY, Dimension
 from seamark.features import FeatureSet, Scan, ScanConfig
 from seamark.features.contexts import TextsReadAgain
 from seamark.pipelines.audit_report_stages import (
     FEATURES,
     MARGINS,
     SCAN,
+    dimension_of,
     load_faults,
     load_pairs,
     load_reward,
@@ -46,7 +46,9 @@ CHEAP = ("margin", "latents", "safer", "probe", "direction", "length", "bag_of_w
 PROBABILITY = "p_wrong"
 RANK = "rank"
 JUDGES = ("latents", "probe")
-"""Out-of-fold log-odds, from which the share of wrong labels is estimated; the first that is available counts."""
+"""Out-of-fold log-odds; P(wrong) is made of the first from which a share of wrong labels can be estimated."""
+SHARE_JUDGES = ("margin_crossfit", *JUDGES)
+"""Out-of-fold scores from which the share of wrong labels is estimated; the first that is available counts."""
 Values = dict[str, dict[str, float]]
 
 
@@ -86,7 +88,7 @@ def score_all(
                 why[f"{method} ({group})" if len(pairs.groups) > 1 else method] = e.what
         shares[group] = _shares(values, mine, why)
         values.setdefault(PROBABILITY, {}).update(_probabilities(values, shares[group], mine))
-    ranking = _ranking(values, pairs.group(target), by)
+    ranking = _ranking(values, pairs.group(target), by, seed)
     ranking.save(folder / SCORES)
     agreement = {g: _agreement(values, pairs.group(g)) for g in pairs.groups}
     write_json(folder / SUMMARY, {
@@ -109,7 +111,7 @@ def _shares(values: Values, pairs: Pairs, why: Mapping[str, str]) -> dict[str, E
     """Estimated share of wrong labels of one group by each out-of-fold judge."""
     prompts = {p.id: p.prompt_key for p in pairs}
     found = {}
-    for method in JUDGES:
+    for method in (m for m in SHARE_JUDGES if m in values):
         mine = {i: values[method][i] for i in prompts if i in values[method]}
         reason = next((r for m, r in why.items() if m.split(" (")[0] == method), "it scored no pair")
         found[method] = wrong_share(mine, prompts) if mine else Estimate.not_available(reason)
@@ -136,15 +138,19 @@ def _agreement(values: Values, pairs: Pairs) -> dict[str, Estimate]:
     return found
 
 
-def _ranking(values: Values, pairs: Pairs, by: str | None) -> PairScores:
-    """What pairs of the audited group are ranked by. Raises `ConfigError` where no method could score them."""
+def _ranking(values: Values, pairs: Pairs, by: str | None, seed: int) -> PairScores:
+    """What pairs of the audited group are ranked by; `seed` decides ties, which mean ranks often have, as in edits.
+
+    Raises:
+        ConfigError: no method could score them.
+    """
     methods = [by] if by else [m for m in RULE if values[m]]
     methods = [m for m in methods if any(p.id in values[m] for p in pairs)]
     if not methods:
         raise ConfigError(f"no pair could be scored by {by or ' or '.join(RULE)}", where="--by",
                           fix="Choose another method")  # fmt: skip
     ranked = mean_rank(values, pairs.ids, methods)
-    return ranked.model_copy(update={"method": f"{ranked.method} of {' and '.join(methods)}"})
+    return ranked.model_copy(update={"method": f"{ranked.method} of {' and '.join(methods)}", "seed": seed})
 
 
 def _write_table(folder: Path, pairs: Pairs, values: Values, ranking: PairScores, left_out: set[str]) -> None:
@@ -190,7 +196,7 @@ def groups_of(folder: Path) -> dict[str, str]:
 
 def look_for(
     folder: Path, data: Path, scan: Path, scores: Path, features: Path | None = None, *, target: str, sae_id: str,
-    no_features: str,
+    no_features: str, dimension: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Breakdown, shortcuts, overlap and reliance; each is its value or the reason why it is missing."""
     opened, pairs = Scan.open(scan / SCAN), load_pairs(data)
@@ -198,29 +204,21 @@ def look_for(
     found = columns_of(scores, "margin", *JUDGES)
     judge = next((m for m in JUDGES if found[m]), None)
     values = found[judge] if judge else found["margin"]
-    others = [g for g in pairs.groups if g != target]
+    about = dimension_of(target, dimension)
+    others = list(about.against) or [g for g in pairs.groups if g != target]
     parts: dict[str, Any] = {"judge": judge or "margin", "other": others}
     parts["breakdown"] = breakdown(values, pairs, wrong_share if judge else None, faults=load_faults(data))
     parts["shortcuts"] = _or_missing(lambda: shortcuts(found["margin"], pairs))
     if chosen is None:
         parts["overlap"] = parts["reliance"] = rd.Missing(missing=no_features)
     else:
-        parts["reliance"] = _or_missing(lambda: reliance(opened, chosen, target, dimension=_dimension(target)))
+        parts["reliance"] = _or_missing(lambda: reliance(opened, chosen, target, dimension=about))
         parts["overlap"] = (
             _or_missing(lambda: overlap(opened, chosen, target, others[0]))
             if others
             else rd.Missing(missing="there is no pair of another group")
         )
     write_json(folder / FINDINGS, parts)
-
-
-def _dimension(group: str) -> Dimension:
-    """What ratings of a group are about: safety, or whatever the group is called."""
-    if group == SAFETY.group:
-        return SAFETY
-    name = "".join(c if c.isalnum() else " " for c in group[:40])
-    return Dimension(name=" ".join(name.split()) or "group", group=group,
-                     question="how strongly the feature has to do with what this group of texts is about.")  # fmt: skip
 
 
 def _or_missing(make: Callable[[], BaseModel]) -> BaseModel:
@@ -274,7 +272,7 @@ def _facts(row: Mapping[str, Any]) -> Iterator[rd.Fact]:
 
 
 NAMES = {
-    "margin": "reward margin", "latents": "latents (log-odds)", "safer": "safety features", "probe": "linear probe",
+    "margin": "reward margin", "latents": "latents (log-odds)", "safer": "SAFER's features", "probe": "linear probe",
     "direction": "difference of means", "length": "longer answer", "bag_of_words": "bag of words",
     "margin_crossfit": "cross-fitted margin", "voting": "ensemble vote", "judge": "LLM judge",
 }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 from seamark.audit.faults import Faults, find_faults
 from seamark.audit.rows import dumps
 from seamark.errors import ConfigError, DataError
+from seamark.explain.dimension import SAFETY, Dimension
 from seamark.explain.ratings import as_pairs, statistical_ratings
 from seamark.features import FeatureSet, Scan, ScanConfig, contrast, train_sae
 from seamark.features import scan as run_scan
@@ -22,7 +23,7 @@ from seamark.model import RewardModel, RewardTraining, evaluate, train_reward_mo
 from seamark.pipelines.recipe import SAEPart
 from seamark.run import read_json, say, write_atomic, write_json
 from seamark.sae import SparseAutoencoder
-from seamark.text import ReadOptions, read_pairs, stream_texts, write_rejected
+from seamark.text import read_pairs, stream_texts, write_rejected
 from seamark.text.pairs import Pairs
 from seamark.text.rendering import Rendered
 
@@ -38,7 +39,9 @@ def read_data(
 
     Writes all pairs and, apart, those that are trained on: without contradictions, repetitions and hollow pairs.
     """
-    found = read_pairs({g: list(files) for g, files in pairs}, options=ReadOptions(max_pairs=max_pairs))
+    found = read_pairs({g: list(files) for g, files in pairs})
+    there = {g: len(found.group(g)) for g in found.groups}
+    found = found if max_pairs is None else found.sample(max_pairs)
     if target not in found.groups:
         raise DataError(f"no pair in the group {target!r} that is audited", where="--pairs",
                         fix=f"Give pairs as {target}=FILE, or name another group with --group")  # fmt: skip
@@ -56,7 +59,8 @@ def read_data(
     lost = Counter(group_of.get(bad.file, "") for bad in found.rejected)
     twice = Counter(group_of.get(b.file, "") for b in found.rejected if b.reason.startswith("duplicate"))
     write_json(folder / SUMMARY, {
-        g: {"pairs": len(found.group(g)), "usable": len(usable.group(g)), "rejected": lost[g], "duplicates": twice[g]}
+        g: {"there": there[g], "pairs": len(found.group(g)), "usable": len(usable.group(g)), "rejected": lost[g],
+            "duplicates": twice[g]}
         for g in found.groups
     })  # fmt: skip
     say(f"  {len(found):,} pairs, {len(found.rejected):,} rows rejected, {len(faults.left_out):,} pairs set apart "
@@ -157,7 +161,7 @@ def scan_pairs(
 
 def find_features(
     folder: Path, data: Path, scan: Path, *, target: str, sae_id: str, normalization: str, candidates: int,
-    min_rating: int, count: int,
+    min_rating: int, count: int, dimension: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """SAFER's features of the group (arXiv 2507.00665): largest |score|, rated, the best rated kept.
 
@@ -167,6 +171,7 @@ def find_features(
     opened, usable = Scan.open(scan / SCAN), Pairs.from_jsonl(data / TRAIN)
     scores = contrast(opened, target, sae_id, normalization, pairs=usable.group(target).ids)  # type: ignore[arg-type]
     top = scores.top(candidates)
+    about = dimension_of(target, dimension)
     others = [g for g in opened.groups if g != target]
     if not others:
         why = "not rated: there is no pair of another group to tell the features from"
@@ -174,14 +179,26 @@ def find_features(
         _save(folder, top.with_ratings(unrated, "none").strongest(count), "no other group", min_rating)
         return
     rated = top.with_ratings(
-        as_pairs(statistical_ratings(opened, sae_id, top.latents(sae_id), target, others)), "statistical"
+        as_pairs(statistical_ratings(opened, sae_id, top.latents(sae_id), dimension=about)), "statistical"
     )
     best = max((f.rating or 0 for f in rated.features), default=0)
     if best < 2:
-        raise DataError(f"no candidate feature tells {target} from {', '.join(others)} (best rating: {best})",
+        raise DataError(f"no candidate feature tells {target} from {', '.join(about.others(opened.groups))} "
+                        f"(best rating: {best})",
                         where=str(scan), fix="Train the SAE longer or on more pairs, or give --features")  # fmt: skip
     how = "rated" if best >= min_rating else "best there is"
     _save(folder, rated.rated(min(best, min_rating)).strongest(count), how, min_rating)
+
+
+def dimension_of(group: str, dimension: Mapping[str, Any] | None) -> Dimension:
+    """What features of a group are rated for: the dimension given, else safety, or what the group is called."""
+    if dimension is not None:
+        return Dimension.of(dimension)
+    if group == SAFETY.group:
+        return SAFETY
+    name = "".join(c if c.isalnum() else " " for c in group[:40])
+    return Dimension(name=" ".join(name.split()) or "group", group=group,
+                     question="how strongly the feature has to do with what this group of texts is about.")  # fmt: skip
 
 
 def _save(folder: Path, features: FeatureSet, how: str, min_rating: int) -> None:

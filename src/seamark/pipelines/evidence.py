@@ -64,7 +64,7 @@ def _against(seen: ReviewedPair) -> tuple[rd.Against, ...]:
         f = seen.features[part.feature]
         if part.value < 0:
             sign = 1 if f.sign > 0 else -1
-            found.append(rd.Against(sae=f.sae, latent=f.latent, sign=sign, share=part.value, why=f.why))  # type: ignore[arg-type]
+            found.append(rd.Against(sae=f.sae, latent=f.latent, sign=sign, share=part.value, why=f.why))
     return tuple(found)
 
 

@@ -90,6 +90,8 @@ class GridRun(WorldBuilder[AuditRecipe]):
         super().check()
         for hookpoint in self.recipe.ablations.hookpoint:
             self.check_hookpoint(hookpoint, "ablations.hookpoint")
+        if self.recipe.judged is not None and not Path(self.recipe.judged).is_file():
+            raise DataError("no such file", where=f"judged: {self.recipe.judged}")
 
     def _do(self, title: str, planned: Iterable[Stage]) -> dict[str, Path]:
         """The stages that are finished now, by name; the others count as missing."""
@@ -268,7 +270,8 @@ class GridRun(WorldBuilder[AuditRecipe]):
                 inputs = {"data": grid.data_of[w.name], "half_a": grid.data_of[places["a"]],
                           "half_b": grid.data_of[places["b"]], **scores}  # fmt: skip
                 arguments = {"signals": signals, "group": self.recipe.target}
-                planned[w.name] = Stage(f"{w.name}/scores/{COMBINED}", grid_stages.combine_scores, arguments, inputs)
+                planned[w.name] = Stage(f"{w.name}/scores/{COMBINED}", grid_stages.combine_scores, arguments, inputs,
+                                        version=2)  # fmt: skip
             else:
                 grid.missing.append(f"{w.name}/scores/{COMBINED}")
         done = self._do("combination", planned.values())

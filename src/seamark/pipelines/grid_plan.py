@@ -10,7 +10,7 @@ from typing import Any, Literal
 from seamark.audit.combine import MIN_LABELS
 from seamark.audit.editing import edit_count
 from seamark.audit.experiment import Cell, Kind
-from seamark.audit.noise import NoiseKind
+from seamark.audit.noise import NoiseKind, make_noise
 from seamark.errors import ConfigError
 from seamark.pipelines.audit_recipe import COMBINED, AuditRecipe
 from seamark.pipelines.grid_stages import half_of
@@ -165,7 +165,7 @@ def _falling(rates: list[float]) -> tuple[float, ...]:
 
 
 def check_sizes(recipe: AuditRecipe, train: Pairs) -> None:
-    """What depends on the pairs, before anything is trained. Raises `ConfigError`."""
+    """What depends on the pairs, before anything is trained. Raises `ConfigError`, `DataError`."""
     target = recipe.target
     size = len(train.group(target))
     if unknown := [g for g in recipe.others if g not in train.groups]:
@@ -175,6 +175,9 @@ def check_sizes(recipe: AuditRecipe, train: Pairs) -> None:
         if edit_count(rate, size) < 1:
             raise ConfigError(f"rate {rate:g} of {size} {target} pairs is less than one pair",
                               fix="Choose a higher rate or give more pairs")  # fmt: skip
+    for rate in recipe.noise.category:
+        for seed in recipe.seeds:
+            make_noise(train, "category", rate, target, seed, category=recipe.noise.named)
     if Plan(recipe).combined:
         for half in ("a", "b"):
             n = sum(half_of(p) == half for p in train.group(target))

@@ -169,6 +169,7 @@ class Collector:
             wrong |= {f"{w.seed}:{i}" for i in self._wrong(w)}
         if said:
             found = calibration(said, wrong, prompts=prompts)
+            found = found.model_copy(update={"brier": _of_seeds(found.brier, shares)})
             yield {"noise": noise[0], "noise_rate": noise[1], "method": COMBINED, "wrong_share": shares,
                    "calibration": found}  # fmt: skip
 
@@ -241,7 +242,7 @@ class Collector:
                     yield f"{place}: {method} could not score {len(unknown)} pairs, which got the median"
 
 
-def _of_seeds(e: Estimate, seeds: Sequence[int] | Mapping[int, Any]) -> Estimate:
+def _of_seeds(e: Estimate, seeds: Sequence[Any] | Mapping[int, Any]) -> Estimate:
     """An estimate whose interval must hold the doubt of training: none from a single seed."""
     if len(seeds) == 1 and e.value is not None:
         return Estimate(value=e.value, n=e.n, reason=ONE_SEED)

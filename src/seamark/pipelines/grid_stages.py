@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from seamark.audit.combine import MIN_LABELS, learn
 from seamark.audit.crossfit import fold_of
@@ -33,6 +34,8 @@ from seamark.text.pairs import Pairs, PreferencePair, hash_unit
 UNTRAINED = "untrained"
 MARGINS, EXTRA, PROBABILITIES, FILLED = "margins.json", "extra.json", "probabilities.json", "filled.json"
 LEFT_OUT = "left-out.json"
+_SURE = 1e-12
+"""Least probability that log-odds are taken of."""
 
 
 def flip_labels(
@@ -182,6 +185,9 @@ def combine_scores(
 ) -> None:
     """`combined`: weights learned on the added wrong labels of one half of the prompts judge the other half.
 
+    Each half has a regression of its own, learned at its own share of wrong labels. The scores of both are log-odds at
+    one share, so that their pairs can stand in one ranking.
+
     Args:
         half_a: data of the world with more wrong labels in half a; `half_b` likewise.
         scores: folders of scores, `<plain|a|b>_<signal>`.
@@ -196,15 +202,12 @@ def combine_scores(
     share = _share(plain, pairs)
     # A share of 0 would leave no doubt about any pair: half a pair stands for it.
     prior = None if share.value is None else max(share.value, 0.5 / len(pairs))
-    values: dict[str, float] = {}
+    learned = {half: learn(of(half), extra[half]["ids"], extra[half]["wrong"]) for half in extra}
+    common = prior if prior is not None else float(np.mean([c.prior for c in learned.values()]))
     wrong: dict[str, float] = {}
-    learned = {}
     for half, other in (("a", "b"), ("b", "a")):
-        combination = learn(of(half), extra[half]["ids"], extra[half]["wrong"])
-        ids = extra[other]["ids"]
-        values |= combination.scores(plain, ids).values
-        wrong |= combination.probability(plain, ids, prior)
-        learned[half] = combination
+        wrong |= learned[half].probability(plain, extra[other]["ids"], common)
+    values = {i: -float(logit(np.clip(p, _SURE, 1 - _SURE))) for i, p in wrong.items()}
     PairScores(method="combined", values=values).save(folder / SCORES)
     write_json(folder / PROBABILITIES, {"wrong": wrong, "share": share})
     write_json(folder / "combinations.json", learned)

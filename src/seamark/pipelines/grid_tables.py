@@ -31,11 +31,20 @@ class Sheet:
 
 
 def write_exports(folder: Path, result: Row) -> None:
-    """`tables/*.md, .csv, .tex` and `figures/*.png, .pdf, .html` of a result of `grid_result.collect`."""
+    """`tables/*.md, .csv, .tex` and `figures/*.png, .pdf, .html` of a result of `grid_result.collect`.
+
+    Those of an earlier recipe in the same folder are removed: beside the new ones they would pass for theirs.
+    """
+    written: set[Path] = set()
     for sheet in sheets(result):
-        write_table(folder / "tables", sheet.name, sheet.columns, sheet.rows, sheet.caption, units=sheet.units)
+        written |= set(write_table(folder / "tables", sheet.name, sheet.columns, sheet.rows, sheet.caption,
+                                   units=sheet.units))  # fmt: skip
     for name, chart in figures(result):
-        write_figure(folder / "figures", name, chart)
+        written |= set(write_figure(folder / "figures", name, chart))
+    for place, kinds in (("tables", (".md", ".csv", ".tex")), ("figures", (".png", ".pdf", ".html"))):
+        for file in (folder / place).glob("*"):
+            if file.suffix in kinds and file not in written:
+                file.unlink()
 
 
 def grid_tables(result: Row) -> Iterator[Table]:
@@ -88,7 +97,7 @@ def _arm(arm: Row, target: str) -> Sheet:
         rows.append((s["method"], s["rate"] or None, s["n_edited"], len(s["seeds"]),
                      *(_get(s, "accuracy", g) for g in groups), lost, *rest))  # fmt: skip
     return Sheet(arm["name"], _about(arm, target), tuple(columns), tuple(rows),
-                 {f"{target} lost": "points", "above random": "points"})  # fmt: skip
+                 {"rate": "share", f"{target} lost": "points", "above random": "points"})  # fmt: skip
 
 
 def _about(arm: Row, target: str) -> str:
@@ -107,7 +116,8 @@ def _effects(arm: Row, target: str) -> Sheet:
     columns = ("rate", *(f"SAFER − {b}" for b in baselines))
     rows = tuple((rate, *(found.get((rate, b)) for b in baselines)) for rate in rates)
     what = f"D: {target} accuracy lost by SAFER's flips minus that lost by another method's"
-    return Sheet(f"{arm['name']}-effects", what, columns, rows, dict.fromkeys(columns[1:], "points"))
+    units = {"rate": "share", **dict.fromkeys(columns[1:], "points")}
+    return Sheet(f"{arm['name']}-effects", what, columns, rows, units)
 
 
 def _detection(name: str, about: str, rows: Sequence[Row]) -> Sheet:
@@ -117,7 +127,7 @@ def _detection(name: str, about: str, rows: Sequence[Row]) -> Sheet:
     return Sheet(name, f"{about}: AUROC and recall within the group", columns, tuple(
         (r["noise"], r["noise_rate"], r["method"], len(r["seeds"]), _estimate(r["auroc"]), _estimate(r["recall"]),
          _get(r, "above_margin")) for r in rows
-    ), {"AUROC": "number", "AUROC − margin's": "signed"})  # fmt: skip
+    ), {"wrong": "share", "AUROC": "number", "AUROC − margin's": "signed"})  # fmt: skip
 
 
 def _calibration(rows: Sequence[Row]) -> Sheet:
@@ -125,7 +135,7 @@ def _calibration(rows: Sequence[Row]) -> Sheet:
     return Sheet("calibration", "Probability of a wrong label by the combination", columns, tuple(
         (r["noise"], r["noise_rate"], _estimate(r["calibration"]["brier"]), _estimate(r["calibration"]["ece"]),
          _mean([_estimate(s["share"]) for s in r["wrong_share"]])) for r in rows
-    ), {"Brier score": "number", "calibration error": "number"})  # fmt: skip
+    ), {"wrong": "share", "Brier score": "number", "calibration error": "number"})  # fmt: skip
 
 
 def _mean(some: Sequence[Estimate]) -> Estimate:
@@ -151,7 +161,7 @@ def _bench(rows: Sequence[Row]) -> Sheet:
     return Sheet("rewardbench", "RewardBench by section, with the published weights", columns, tuple(
         (r["experiment"], r["method"], r["rate"] or None, r["section"], r["n"], _estimate(r["accuracy"]),
          _estimate(r["lost"]) if r["lost"] else None) for r in rows
-    ), {"lost": "points"})  # fmt: skip
+    ), {"rate": "share", "lost": "points"})  # fmt: skip
 
 
 def figures(result: Row) -> Iterator[tuple[str, Chart]]:

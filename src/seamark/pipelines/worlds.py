@@ -81,9 +81,8 @@ class WorldBuilder(Generic[Recipe]):
     def check(self) -> None:
         """What would only fail after the reward models were trained. Raises `ConfigError`, `DataError`."""
         self.check_hookpoint(self.recipe.sae.hookpoint, "sae.hookpoint")
-        text, training = self.recipe.data.general_text, self.recipe.reward
-        if text and not Path(text).exists() and (Path(text).suffix in _TEXT_FILES or text.startswith((".", "/", "~"))):
-            raise DataError("no such file", where=f"data.general_text: {text}")
+        training = self.recipe.reward
+        check_general_text(self.recipe.data.general_text)
         if training.batch_size % training.accumulate:
             raise ConfigError(
                 f"reward.accumulate {training.accumulate} does not divide batch_size {training.batch_size}"
@@ -94,13 +93,8 @@ class WorldBuilder(Generic[Recipe]):
                               f"{self.recipe.model} has {n_blocks} blocks")  # fmt: skip
 
     def check_hookpoint(self, name: str | None, key: str) -> None:
-        """Fail before hours of training, not after. Raises `ConfigError`."""
-        if name is None:
-            return
-        layer, n_blocks = parse_hookpoint(name).layer, n_blocks_of(self.recipe.model)
-        if n_blocks is not None and layer >= n_blocks:
-            raise ConfigError(f"{key} {name} is out of range: {self.recipe.model} has {n_blocks} blocks",
-                              fix=f"Choose one from layers.0 to layers.{n_blocks - 1}")  # fmt: skip
+        """`check_hookpoint` of the recipe's model."""
+        check_hookpoint(self.recipe.model, name, key)
 
     def data_stage(self) -> Stage:
         """Pairs read, checked and split."""
@@ -181,6 +175,22 @@ def n_blocks_of(model: str) -> int | None:
     config = load_config(resolve_name(model))
     blocks: int | None = getattr(config.get_text_config(), "num_hidden_layers", None)
     return blocks
+
+
+def check_hookpoint(model: str, name: str | None, key: str) -> None:
+    """Fail before hours of training, not after. Raises `ConfigError`: a block that the model lacks."""
+    if name is None:
+        return
+    layer, n_blocks = parse_hookpoint(name).layer, n_blocks_of(model)
+    if n_blocks is not None and layer >= n_blocks:
+        raise ConfigError(f"{key} {name} is out of range: {model} has {n_blocks} blocks",
+                          fix=f"Choose one from layers.0 to layers.{n_blocks - 1}")  # fmt: skip
+
+
+def check_general_text(text: str | None) -> None:
+    """Raise `DataError` where this is a file and is not there; names on the Hub are not looked up."""
+    if text and not Path(text).exists() and (Path(text).suffix in _TEXT_FILES or text.startswith((".", "/", "~"))):
+        raise DataError("no such file", where=f"data.general_text: {text}")
 
 
 def local_digest(name: str | None) -> str:

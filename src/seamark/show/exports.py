@@ -19,7 +19,7 @@ from seamark.run import disk_errors, write_atomic
 from seamark.show.drawing import drawn
 from seamark.show.figures import Chart
 from seamark.show.html import render, visible
-from seamark.show.numbers import NOT_AVAILABLE, estimate_text, number, thousands
+from seamark.show.numbers import NOT_AVAILABLE, estimate_text, in_unit, thousands
 from seamark.stats import Estimate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -67,7 +67,8 @@ def write_table(
         columns: titles.
         rows: as many values each as there are columns: texts, numbers, `Estimate`s, None (nothing to say).
         caption: what the table shows.
-        units: column -> `share` (the default), `points`, `signed` or `number`, for its estimates in print.
+        units: column -> `share`, `points`, `signed` or `number`, for its estimates and numbers in print. Without one,
+            estimates are shares and numbers print as they are.
 
     Raises:
         ConfigError: a name that is no file name.
@@ -78,7 +79,7 @@ def write_table(
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} values in a table of {len(columns)} columns")
     units = units or {}
-    printed = [[_print(v, units.get(c, "share")) for c, v in zip(columns, row, strict=True)] for row in rows]
+    printed = [[_print(v, units.get(c)) for c, v in zip(columns, row, strict=True)] for row in rows]
     made = {
         "md": _markdown(columns, printed, caption),
         "csv": _csv(columns, rows),
@@ -114,17 +115,17 @@ def _checked(name: str) -> None:
         raise ConfigError("this cannot be the name of a file", where="export", fix="Use letters, digits, '.', '_', '-'")
 
 
-def _print(value: Any, unit: str) -> str:
+def _print(value: Any, unit: str | None) -> str:
     """A value for people."""
     if value is None:
         return "–"
     if isinstance(value, Estimate):
-        return estimate_text(value, unit)
+        return estimate_text(value, unit or "share")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return thousands(value)
-    return number(value) if isinstance(value, float) else str(value)
+    return in_unit(value, unit or "number") if isinstance(value, float) else str(value)
 
 
 def _one_line(text: str) -> str:
