@@ -1,5 +1,7 @@
 """Looking inside: what fires at each token of a text, and what happens when features are changed."""
 
+from seamark.diagnose.causal import causal_effects
+from seamark.diagnose.causal_report import CausalReport, write_evidence
 from seamark.diagnose.guard import Guard
 from seamark.diagnose.guard_making import export_guard
 from seamark.diagnose.inspecting import Labels, inspect_text
@@ -22,6 +24,7 @@ from seamark.diagnose.units import scan_units
 
 __all__ = [
     "About",
+    "CausalReport",
     "Guard",
     "Inspection",
     "Intervention",
@@ -36,6 +39,7 @@ __all__ = [
     "SteeredText",
     "atlas_labels",
     "atlas_quantiles",
+    "causal_effects",
     "changes",
     "export_guard",
     "filled",
@@ -51,4 +55,5 @@ __all__ = [
     "steer_rewards",
     "steer_text",
     "steering",
+    "write_evidence",
 ]
