@@ -80,7 +80,8 @@ def report(
         judge: a language model's second opinion.
     """
     from seamark.explain.dimension import Dimension
-    from seamark.pipelines.audit_report import AuditOptions, run_audit
+    from seamark.pipelines.audit_report import run_audit
+    from seamark.pipelines.audit_report_options import AuditOptions
     from seamark.pipelines.recipe import check_data
 
     files = parse_pairs(pairs)

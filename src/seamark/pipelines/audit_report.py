@@ -9,26 +9,27 @@ pairs once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
 from seamark.audit.judge import Judged
 from seamark.audit.scores import PairScores
 from seamark.errors import DataError
-from seamark.explain.dimension import Dimension
 from seamark.features import FeatureSet
 from seamark.model import is_reward_model, resolve_name
 from seamark.pipelines import audit_report_edits as edits
 from seamark.pipelines import audit_report_scores as scoring
 from seamark.pipelines import audit_report_stages as stages
 from seamark.pipelines.audit_report_checks import check_options
+from seamark.pipelines.audit_report_done import Audited
+from seamark.pipelines.audit_report_options import AuditOptions
+from seamark.pipelines.audit_report_page import write_page
 from seamark.pipelines.audit_report_price import Price, prices
-from seamark.pipelines.recipe import Files, Part, Rate, SaferRecipe
+from seamark.pipelines.recipe import SaferRecipe
 from seamark.pipelines.runner import make_workers
 from seamark.pipelines.worlds import local_digest, with_precision
 from seamark.run import Run, Stage, Workers, say, write_json
@@ -37,82 +38,6 @@ from seamark.text.pairs import Pairs
 SAE_ID = "sae"
 Judge = Callable[[Pairs, Path], Judged | None]
 """Asks a language model about pairs, in a folder for its answers; None: it was only to say what that costs."""
-
-
-class AuditOptions(Part):
-    """What is audited, and how far the audit goes."""
-
-    model: str
-    """A reward model, or a base that one is trained from: a folder, a Hub name or seamark/default."""
-    pairs: Files
-    """Files by group."""
-    out: str
-    group: str = "safety"
-    """The group whose labels are audited."""
-    dimension: Dimension | None = None
-    """What features of that group are about and which groups they are told from; None: safety, or what the group is
-    called, against all others."""
-    train: bool = False
-    """Train a reward model from `model` even if it is one."""
-    base: str | None = None
-    """What cross-fitted reward models start from, where `model` is a reward model: it has seen the pairs."""
-    sae: str | None = None
-    """An autoencoder of the model, instead of training one."""
-    features: str | None = None
-    """A feature set of that autoencoder, instead of finding one."""
-    experiment: str | None = None
-    """Folder of a `seamark audit experiment` on these pairs: it decides the failure signs that need retraining."""
-    remove: Rate = 0.04
-    """Share of the group that is taken out of clean.jsonl and flipped in flipped.jsonl."""
-    by: str | None = None
-    """Scoring method to rank pairs by; None: the mean rank of margin and latents."""
-    show: int = Field(25, ge=1, le=200)
-    """Pairs on the page; the files have all."""
-    crossfit: int = Field(0, ge=0, le=20)
-    """Folds of reward models that never saw a pair's prompt; 0: none."""
-    voting: int = Field(1, ge=1, le=20)
-    """How often the folds are drawn anew: so many models judge each pair."""
-    judge_pairs: int = Field(100, ge=1)
-    """Most suspicious pairs that a language model is asked about."""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _dimension_is_of_the_group(self) -> AuditOptions:
-        if self.dimension is not None and self.dimension.group != self.group:
-            raise ValueError(f"dimension {self.dimension.name} is about group {self.dimension.group!r}, "
-                             f"the group is {self.group!r}")  # fmt: skip
-        return self
-
-    def others(self, groups: Iterable[str]) -> list[str]:
-        """Of these groups, those that features are told from."""
-        against = self.dimension.against if self.dimension else ()
-        return [g for g in groups if g != self.group and (not against or g in against)]
-
-
-@dataclass(frozen=True)
-class Audited:
-    """Where the files of an audit lie, and what was not run."""
-
-    recipe: SaferRecipe
-    options: AuditOptions
-    root: Path
-    trained: bool
-    """Whether the reward model was trained on these pairs."""
-    data: Path
-    scan: Path
-    scores: Path
-    findings: Path
-    evidence: Path
-    edits: Path
-    sae: Path | None
-    """None: the autoencoder was given."""
-    features: Path | None
-    no_features: str
-    """Why there are none."""
-    judged: Path | None
-    sae_id: str
-    prices: tuple[Price, ...]
-    timings: Mapping[str, Mapping[str, float]]
 
 
 @dataclass
@@ -297,8 +222,6 @@ def run_audit(recipe: SaferRecipe, options: AuditOptions, judge: Judge | None = 
         DataError: no usable pair in the audited group, unreadable files.
         ModelError: no such model.
     """
-    from seamark.pipelines.audit_report_page import write_page
-
     with Run(Path(options.out)) as run, make_workers(recipe) as workers:
         done = AuditRun(with_precision(recipe, run), options, run, workers, judge).go()
         workers.close()

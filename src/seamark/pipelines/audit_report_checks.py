@@ -17,7 +17,7 @@ from seamark.sae import SAEConfig, SparseAutoencoder
 from seamark.stats import Estimate
 
 if TYPE_CHECKING:
-    from seamark.pipelines.audit_report import AuditOptions
+    from seamark.pipelines.audit_report_options import AuditOptions
 
 _THERE = ("scan", "features", "pairs")
 """What every audit has to score pairs with; a method that needs more cannot be ranked by."""

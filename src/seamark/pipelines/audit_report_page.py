@@ -20,7 +20,6 @@ from seamark.features import FeatureSet, Scan
 from seamark.pipelines import audit_report_edits as edits
 from seamark.pipelines import audit_report_scores as scoring
 from seamark.pipelines import audit_report_stages as stages
-from seamark.pipelines.audit_report import Audited
 from seamark.pipelines.audit_report_blocks import (
     beside_block,
     breakdown_block,
@@ -33,6 +32,7 @@ from seamark.pipelines.audit_report_blocks import (
     wrong_block,
 )
 from seamark.pipelines.audit_report_checks import experiment_costs
+from seamark.pipelines.audit_report_done import Audited
 from seamark.run import MANIFEST, Run, digest, read_json, to_jsonable, write_json
 from seamark.show.numbers import estimate_text
 from seamark.stats import Estimate, bootstrap_by_cluster, cluster_codes

@@ -13,7 +13,7 @@ from seamark.run import read_json
 from seamark.show.numbers import seconds
 
 if TYPE_CHECKING:
-    from seamark.pipelines.audit_report import AuditOptions
+    from seamark.pipelines.audit_report_options import AuditOptions
 
 PASSES = 3.0
 """A training step beside a reading of the same texts: forwards, and twice as much backwards."""
