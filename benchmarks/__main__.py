@@ -2,7 +2,8 @@
 
 `sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
 `--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`; `explain`
-`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`; `audit` `--setups a,b`, `--so-far`.
+`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`; `audit` `--setups a,b`, `--so-far`; `diagnose`
+`--so-far`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import atlas, audit, demo, explain, harness, reward, sae_fvu, sae_speed, scan, tables
+from benchmarks import atlas, audit, demo, diagnose, explain, harness, reward, sae_fvu, sae_speed, scan, tables
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "reward": reward.run, "demo": demo.run, "scan": scan.run,
-    "explain": explain.run, "atlas": atlas.run, "audit": audit.run,
+    "explain": explain.run, "atlas": atlas.run, "audit": audit.run, "diagnose": diagnose.run,
     **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--stage", help="explain: only these stages, separated by commas")
     parser.add_argument("--features", type=int, help="explain: so many features of each SAE, for a trial")
     parser.add_argument("--trial", action="store_true", default=None, help="explain: everything small")
-    parser.add_argument("--so-far", action="store_true", default=None, help="audit: claim what is finished")
+    parser.add_argument("--so-far", action="store_true", default=None, help="audit, diagnose: claim what is finished")
     options = parser.parse_args(arguments)
     if options.runs is not None and options.runs < 1:
         parser.error("--runs must be at least 1")

@@ -2,11 +2,14 @@
 
 from seamark.diagnose.causal import causal_effects
 from seamark.diagnose.causal_report import CausalReport, write_evidence
+from seamark.diagnose.change import change, change_models
+from seamark.diagnose.change_report import ChangeReport
 from seamark.diagnose.guard import Guard
 from seamark.diagnose.guard_making import export_guard
 from seamark.diagnose.inspecting import Labels, inspect_text
 from seamark.diagnose.inspection import About, Inspection
 from seamark.diagnose.labels import atlas_labels, atlas_quantiles, filled, match_saes
+from seamark.diagnose.levels import atlas_examples, first_known, scan_examples
 from seamark.diagnose.risk import RiskConfig, RiskReport, risk, risk_inputs, risk_scan
 from seamark.diagnose.risk_texts import LabelledTexts, RiskColumns, read_labelled_texts
 from seamark.diagnose.steered import (
@@ -20,11 +23,14 @@ from seamark.diagnose.steered import (
     steer_text,
 )
 from seamark.diagnose.steering import Intervention, changes, steering
+from seamark.diagnose.trajectory import trace
+from seamark.diagnose.trajectory_graph import Tracing, Trajectory
 from seamark.diagnose.units import scan_units
 
 __all__ = [
     "About",
     "CausalReport",
+    "ChangeReport",
     "Guard",
     "Inspection",
     "Intervention",
@@ -37,23 +43,31 @@ __all__ = [
     "SteeredReward",
     "SteeredRewards",
     "SteeredText",
+    "Tracing",
+    "Trajectory",
+    "atlas_examples",
     "atlas_labels",
     "atlas_quantiles",
     "causal_effects",
+    "change",
+    "change_models",
     "changes",
     "export_guard",
     "filled",
+    "first_known",
     "inspect_text",
     "match_saes",
     "read_labelled_texts",
     "risk",
     "risk_inputs",
     "risk_scan",
+    "scan_examples",
     "scan_units",
     "steer_answer",
     "steer_pairs",
     "steer_rewards",
     "steer_text",
     "steering",
+    "trace",
     "write_evidence",
 ]

@@ -9,7 +9,6 @@ others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +17,24 @@ from seamark.diagnose.firing import Entries, Strongest, heat, strongest
 from seamark.diagnose.inspection import (
     About,
     Firing,
-    GeneratedAnswer,
     HeatRow,
     InspectedFeature,
     InspectedSae,
     InspectedToken,
     Inspection,
     Kind,
-    SpanName,
     WatchedFeature,
 )
-from seamark.diagnose.pieces import added_pieces, token_pieces
-from seamark.diagnose.units import check_text, units_of
+from seamark.diagnose.shown import ShownText, shown_text
+from seamark.diagnose.units import units_of
 from seamark.errors import ConfigError, DataError
 from seamark.features.accumulate import Firings
 from seamark.features.gather import gather, public_name
 from seamark.features.scan import check_suite
 from seamark.model.generation import Generation
-from seamark.model.generation import generate as write_answer
 from seamark.model.loading import HookedModel, LanguageModel, RewardModel
 from seamark.sae import SparseAutoencoder
-from seamark.text.pairs import Text, plain
+from seamark.text.pairs import Text
 from seamark.text.rendering import Rendered
 
 MAX_TOKENS = 1024
@@ -82,13 +78,10 @@ def inspect_text(
             model that is no language model.
     """
     check_suite(model, suite)
-    _check(model, prompt, answer, top, max_tokens, generate, chat)
+    _check(top, max_tokens)
     _check_watched(suite, watch)
     units = {sae_id: units_of(sae_id, sae, q) for sae_id, sae in suite.items()}
-    if generate is None:
-        text = _given(model, prompt, answer, max_tokens, chat)
-    else:
-        text = _written(model, prompt, max_tokens, generate)
+    text = shown_text(model, prompt, answer, max_tokens=max_tokens, generate=generate, chat=chat)
     found, reward = _read(model, suite, units, text.rendered, with_reward=_has_reward(model, answer))
     known = _known(found, labels, watch)
     n = len(text.rendered)
@@ -97,7 +90,7 @@ def inspect_text(
     features, place = _features(suite, units, known, keys)
     watched = tuple(_watched(_feature(suite, units, known, key), found, n) for key in watch)
     return Inspection(
-        model=public_name(model), kind=_kind(model), features=features, watched=watched, top=top,
+        model=public_name(model), kind=kind_of(model), features=features, watched=watched, top=top,
         heat=_heat(found, known, n),
         tokens=_tokens(text, found, shown, [place[key] for key in keys]), truncated=text.rendered.truncated,
         saes=tuple(InspectedSae(id=i, hookpoint=s.config.hookpoint, d_sae=s.config.d_sae,
@@ -107,28 +100,9 @@ def inspect_text(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _ShownText:
-    """A text to read, and the piece of text each token stands for."""
-
-    rendered: Rendered
-    pieces: Sequence[str]
-    generated: GeneratedAnswer | None = None
-
-
-def _check(
-    model: HookedModel, prompt: Text, answer: Text | None, top: int, max_tokens: int, generate: Generation | None,
-    chat: bool,
-) -> None:  # fmt: skip
-    check_text(prompt, answer)
+def _check(top: int, max_tokens: int) -> None:
     if top < 1 or max_tokens < 1:
         raise ConfigError(f"top is {top} and max_tokens {max_tokens}", fix="Take at least 1")
-    if generate is not None and answer is not None:
-        raise ConfigError("an answer is given, and another one is to be generated", fix="Give one or the other")
-    if generate is not None and not isinstance(model, LanguageModel):
-        raise ConfigError("only language models generate", where=model.name, fix="Give an answer")
-    if not chat and (answer is not None or generate is not None or not isinstance(prompt, str)):
-        raise ConfigError("a plain text has neither answer nor roles", fix="Read it as a conversation")
 
 
 def _check_watched(suite: Mapping[str, SparseAutoencoder], watch: Sequence[tuple[str, int]]) -> None:
@@ -137,37 +111,6 @@ def _check_watched(suite: Mapping[str, SparseAutoencoder], watch: Sequence[tuple
             raise DataError(f"no autoencoder {sae_id[:200]!r}", where="watch", fix=f"There are: {', '.join(suite)}")
         if not 0 <= latent < suite[sae_id].config.d_sae:
             raise DataError(f"no latent {latent}; there are {suite[sae_id].config.d_sae}", where=sae_id)
-
-
-def _given(model: HookedModel, prompt: Text, answer: Text | None, max_tokens: int, chat: bool) -> _ShownText:
-    renderer = model.renderer(max_tokens)
-    if not chat:
-        rendered = renderer.render_text(plain(prompt), "text")
-    elif answer is None and isinstance(model, LanguageModel):
-        rendered = renderer.render_prompt(prompt, "text")
-    else:
-        rendered = renderer.render(prompt, "" if answer is None else answer, "text")
-    return _ShownText(rendered, token_pieces(model.tokenizer, rendered))
-
-
-def _written(model: HookedModel, prompt: Text, max_tokens: int, how: Generation) -> _ShownText:
-    """The prompt and what the model answers, as the ids that it read and chose."""
-    assert isinstance(model, LanguageModel)  # noqa: S101 - checked before; for the type checker
-    room = model.max_length - how.max_new_tokens
-    if room < 1:
-        raise ConfigError(f"{how.max_new_tokens} new tokens leave no room for a prompt: the model takes "
-                          f"{model.max_length}", where=model.name, fix="Ask for fewer")  # fmt: skip
-    before = model.renderer(min(room, max_tokens)).render_prompt(prompt, "text")
-    answer = write_answer(model, before, how)
-    added = added_pieces(model.tokenizer, answer.ids, int(before.input_ids[-1]))
-    n, m = len(before), len(answer.ids)
-    rendered = Rendered(
-        before.text_id, np.concatenate([before.input_ids, answer.ids]), np.pad(before.offsets, ((0, m), (0, 0))),
-        before.text, before.prompt_span, (n, n + m - (answer.stopped == "end")),
-        np.concatenate([before.special, added.special]), before.truncated,
-    )  # fmt: skip
-    about = GeneratedAnswer(how=how, stopped=answer.stopped, tokens=m)
-    return _ShownText(rendered, [*token_pieces(model.tokenizer, before), *added.text], about)
 
 
 def _read(
@@ -225,7 +168,7 @@ def _watched(feature: InspectedFeature, found: Sequence[Entries], n: int) -> Wat
 
 
 def _tokens(
-    text: _ShownText, found: Sequence[Entries], shown: Strongest, features: Sequence[int]
+    text: ShownText, found: Sequence[Entries], shown: Strongest, features: Sequence[int]
 ) -> tuple[InspectedToken, ...]:  # fmt: skip
     """All tokens; `features` are the places of the features of `shown.entries`."""
     r = text.rendered
@@ -234,11 +177,9 @@ def _tokens(
         normalised = float(found[i].normalised[j])
         firings[token].append(Firing(feature, _short(float(found[i].value[j])),
                                      None if np.isnan(normalised) else _short(normalised)))  # fmt: skip
-    spans: tuple[tuple[SpanName, tuple[int, int]], ...] = (("prompt", r.prompt_span), ("response", r.response_span))
     tokens = []
     for i, piece in enumerate(text.pieces):
-        span = next((name for name, (start, end) in spans if start <= i < end), "template")
-        tokens.append(InspectedToken(text=piece, id=int(r.input_ids[i]), special=bool(r.special[i]), span=span,
+        tokens.append(InspectedToken(text=piece, id=int(r.input_ids[i]), special=bool(r.special[i]), span=text.span(i),
                                      firings=tuple(firings[i]), n_firing=int(shown.firing[i])))  # fmt: skip
     return tuple(tokens)
 
@@ -266,7 +207,8 @@ def _has_reward(model: HookedModel, answer: Text | None) -> bool:
     return isinstance(model, RewardModel) and answer is not None
 
 
-def _kind(model: HookedModel) -> Kind:
+def kind_of(model: HookedModel) -> Kind:
+    """What a model is good for."""
     if isinstance(model, RewardModel):
         return "reward"
     return "language" if isinstance(model, LanguageModel) else "encoder"

@@ -19,10 +19,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from seamark.atlas.records import Card
-from seamark.diagnose import Inspection, atlas_labels, atlas_quantiles, filled, inspect_text, match_saes
-from seamark.diagnose.inspection import InspectedFeature
+from seamark.diagnose import (
+    Inspection,
+    Tracing,
+    Trajectory,
+    atlas_examples,
+    atlas_labels,
+    atlas_quantiles,
+    filled,
+    first_known,
+    inspect_text,
+    match_saes,
+    scan_examples,
+    trace,
+)
 from seamark.errors import ConfigError
-from seamark.model import LanguageModel
+from seamark.model import HookedModel, LanguageModel
 from seamark.model.generation import Generation
 from seamark.web.answers import json_answer, tell
 from seamark.web.api import ROOT, WRONG
@@ -38,6 +50,7 @@ RETRY_AFTER = "5"
 MAX_NEW_TOKENS = 512
 MAX_SECONDS = 120.0
 """Of one generated answer."""
+TRACING = Tracing(checks=8)
 
 
 class BusyError(RequestError):
@@ -72,8 +85,8 @@ class Watched(BaseModel):
     """Number of the feature in it, from 0."""
 
 
-class InspectRequest(BaseModel):
-    """A text to look into."""
+class TextRequest(BaseModel):
+    """A text to read."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -85,8 +98,17 @@ class InspectRequest(BaseModel):
     """Let a language model write the answer."""
     chat: bool = True
     """Read as a conversation; else the prompt is a plain text without template."""
+
+
+class InspectRequest(TextRequest):
+    """A text to look into."""
+
     watch: Annotated[list[Watched], Field(max_length=20)] = []
     """Features to be told at every token, however weak."""
+
+
+class TrajectoryRequest(TextRequest):
+    """A text whose features are to be linked."""
 
 
 class FeatureLink(BaseModel):
@@ -114,6 +136,16 @@ class InspectAnswer(BaseModel):
     """One for each of `inspection.features`."""
     colours: dict[str, int]
     """{domain: number of its colour}"""
+
+
+class TrajectoryAnswer(BaseModel):
+    """Features that build on one another. Texts are as they are: make control characters visible."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    trajectory: Trajectory
+    links: tuple[FeatureLink, ...]
+    """One for each of `trajectory.nodes`."""
 
 
 class Turns:
@@ -175,31 +207,52 @@ class Inspector:
             TooLongError: more characters than the server takes.
             SeamarkError: as of `inspect_text`.
         """
+        state, model = self.state, self._model(asked)
+        with self.turns.turn():
+            found = inspect_text(
+                model, state.suite, asked.prompt, asked.answer, q=self.units(), generate=_how(asked), chat=asked.chat,
+                labels=atlas_labels(state.atlas, self.names), watch=[(w.sae, w.latent) for w in asked.watch],
+            )  # fmt: skip
+        colours = colour_of(state)
+        return InspectAnswer(
+            inspection=found, links=self._links([(f.sae, f.latent) for f in found.features], colours),
+            colours={row.domain: colours.get(row.domain, 0) for row in found.heat},
+        )  # fmt: skip
+
+    def trace(self, asked: TrajectoryRequest) -> TrajectoryAnswer:
+        """Link the features of a text. Errors as of `inspect`, and of `seamark.diagnose.trace`."""
+        state, model = self.state, self._model(asked)
+        known = [atlas_examples(state.atlas, self.names), *(scan_examples(s) for s in state.scans.values())]
+        with self.turns.turn():
+            found = trace(
+                model, state.suite, asked.prompt, asked.answer, q=self.units(), generate=_how(asked), chat=asked.chat,
+                labels=atlas_labels(state.atlas, self.names), examples=first_known(*known), config=TRACING,
+            )  # fmt: skip
+        links = self._links([(n.sae, n.latent) for n in found.nodes], colour_of(state))
+        return TrajectoryAnswer(trajectory=found, links=links)
+
+    def _model(self, asked: TextRequest) -> HookedModel:
         state = self.state
         if state.model is None:
             raise ConfigError("this server has no model", fix="Start it with --model and --sae")
         size, limit = len(asked.prompt) + len(asked.answer or ""), state.settings.max_prompt
         if size > limit:
             raise TooLongError("the text is too long", where=f"{size:,} characters", fix=f"Send at most {limit:,}")
-        how = None if asked.generate is None else Generation(**asked.generate.model_dump(), max_seconds=MAX_SECONDS)
-        with self.turns.turn():
-            found = inspect_text(
-                state.model, state.suite, asked.prompt, asked.answer, q=self.units(), generate=how, chat=asked.chat,
-                labels=atlas_labels(state.atlas, self.names), watch=[(w.sae, w.latent) for w in asked.watch],
-            )  # fmt: skip
-        colours = colour_of(state)
-        return InspectAnswer(
-            inspection=found, links=self._links(found.features, colours),
-            colours={row.domain: colours.get(row.domain, 0) for row in found.heat},
-        )  # fmt: skip
+        return state.model
 
-    def _links(self, features: Sequence[InspectedFeature], colours: Mapping[str, int]) -> tuple[FeatureLink, ...]:
+    def _links(
+        self, features: Sequence[tuple[str, int]], colours: Mapping[str, int]
+    ) -> tuple[FeatureLink, ...]:  # fmt: skip
         latents: dict[str, list[int]] = {}
-        for f in features:
-            if f.sae in self.names:
-                latents.setdefault(f.sae, []).append(f.latent)
+        for sae, latent in features:
+            if sae in self.names:
+                latents.setdefault(sae, []).append(latent)
         cards = {sae: self.state.atlas.cards_at(self.names[sae], some) for sae, some in latents.items()}
-        return tuple(_link(cards.get(f.sae, {}).get(f.latent), colours) for f in features)
+        return tuple(_link(cards.get(sae, {}).get(latent), colours) for sae, latent in features)
+
+
+def _how(asked: TextRequest) -> Generation | None:
+    return None if asked.generate is None else Generation(**asked.generate.model_dump(), max_seconds=MAX_SECONDS)
 
 
 def _link(card: Card | None, colours: Mapping[str, int]) -> FeatureLink:
@@ -211,7 +264,7 @@ def _link(card: Card | None, colours: Mapping[str, int]) -> FeatureLink:
 
 
 def router(state: State) -> APIRouter:
-    """The page /inspect and POST /api/v1/inspect."""
+    """The page /inspect, POST /api/v1/inspect and POST /api/v1/trajectory."""
     routes = APIRouter()
     inspector = Inspector(state)
 
@@ -227,6 +280,14 @@ def router(state: State) -> APIRouter:
         except BusyError as error:
             return tell(state, request, error, {"Retry-After": RETRY_AFTER})
 
+    @routes.post(f"{ROOT}/trajectory", response_model=TrajectoryAnswer, responses=WRONG,
+                 summary="How the features of a text build on one another")  # fmt: skip
+    def trajectory(request: Request, asked: TrajectoryRequest) -> Response:
+        try:
+            return json_answer(inspector.trace(asked))
+        except BusyError as error:
+            return tell(state, request, error, {"Retry-After": RETRY_AFTER})
+
     return routes
 
 
@@ -238,9 +299,10 @@ def inspect_page(state: State, request: Request) -> HTMLResponse:
         number = int(latent)
         if number < state.suite[sae].config.d_sae:
             watched = {"sae": sae, "latent": number, "url": feature_path(sae, number)}
+    hookpoints = list(dict.fromkeys(s.config.hookpoint for s in state.suite.values()))
     return state.page(
         request, "atlas/inspect.html", watched=watched, max_prompt=state.settings.max_prompt,
         model=None if state.model is None else "/".join(PurePath(state.model.name).parts[-2:]),
         writes=isinstance(state.model, LanguageModel), max_new_tokens=MAX_NEW_TOKENS,
-        hookpoints=list(dict.fromkeys(s.config.hookpoint for s in state.suite.values())),
+        hookpoints=hookpoints, traces=len(hookpoints) > 1,
     )  # fmt: skip

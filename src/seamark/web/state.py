@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 THEMES = ("auto", "light", "dark")
 THEME_COOKIE, REVEAL_COOKIE = "seamark_theme", "seamark_reveal"
-COMPUTES = ("/api/v1/inspect",)
+COMPUTES = ("/api/v1/inspect", "/api/v1/trajectory")
 """POST requests below these paths compute and store nothing: a read-only server takes them too."""
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 import { el, number, sendJson, thousands, visible } from "./lib.js";
 import { Strip, shade } from "./strip.js";
+import { showTrajectory } from "./trajectory.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLUMN = 10, ROW = 18;
@@ -45,23 +46,33 @@ function fitForm() {
   byId("answer-field").hidden = form.elements.answer.disabled = plain || write;
 }
 
-async function ask() {
-  const sent = asked();
+async function ask(path, sent, then) {
   tell("", "Reading …");
-  byId("read").disabled = true;
+  disable(true);
   byId("stop").hidden = false;
   waiting = new AbortController();
   try {
-    show(await sendJson("/api/v1/inspect", sent, "POST", waiting.signal));
+    then(await sendJson(path, sent, "POST", waiting.signal));
     tell("", "");
   } catch (error) {
     if (error.name === "AbortError") tell("", "Stopped waiting; the server finishes what it has begun.");
     else tell(error.message, "");
   } finally {
     waiting = null;
-    byId("read").disabled = false;
+    disable(false);
     byId("stop").hidden = true;
   }
+}
+
+function disable(on) {
+  byId("read").disabled = on;
+  if (byId("trace")) byId("trace").disabled = on;
+}
+
+/** Links between features of the text that is in the form now. */
+function askTrajectory() {
+  const { watch, ...sent } = asked();
+  ask("/api/v1/trajectory", sent, showTrajectory);
 }
 
 function tell(problem, status) {
@@ -307,13 +318,16 @@ function rect(name, x, width) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!waiting) ask();
+  if (waiting) return;
+  if (byId("trajectory")) byId("trajectory").hidden = true;
+  ask("/api/v1/inspect", asked(), show);
 });
 form.addEventListener("change", fitForm);
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 byId("stop").addEventListener("click", () => waiting && waiting.abort());
+if (byId("trace")) byId("trace").addEventListener("click", () => !waiting && form.reportValidity() && askTrajectory());
 byId("shade").addEventListener("change", colour);
 byId("by-hookpoint").addEventListener("change", () => shown && fillHeat());
 fitForm();
