@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,7 +17,9 @@ import pytest
 
 from seamark.audit.editing import undo_file
 from seamark.pipelines import audit_report_scores
+from seamark.pipelines.audit_report_page import _share_line
 from seamark.sae import SAEConfig, SparseAutoencoder
+from seamark.stats import Estimate
 from tiny import tiny_folder
 from tiny_run import call, command, environment, the_error, tree, write_model, write_pairs
 
@@ -309,7 +312,7 @@ def test_given_autoencoder_and_features_cross_fitting_and_a_judge(audit: Audit, 
     assert code == 0, err
     assert asked == 8  # four pairs, in both orders
     shares = json.loads((tmp_path / "scores" / "summary.json").read_text())["shares"]["safety"]
-    assert list(shares) == ["margin_crossfit", "latents", "probe"]
+    assert list(shares) == ["margin_crossfit", "latents", "probe", "bag_of_words"]
     assert not (tmp_path / "sae").exists()
     assert re.search(r"Cross-fitted margin: about .*4 trainings|Cross-fitted margin: about ", err)
     assert err.index("Cross-fitted margin: about") < err.index("▸ crossfit-0"), "the price comes first"
@@ -401,3 +404,20 @@ def test_another_dimension_and_some_of_the_pairs(audit: Audit, reward: str, tmp_
     assert told == {"chat lost at 5 % flips": (0.2, True), "chat lost at 0.5 % flips": (None, None),
                     "safety lost at 5 % flips": (0.12, False), "safety lost at 0.5 % flips": (None, None)}  # fmt: skip
     assert "If these pairs were among those it was trained on" in text
+
+
+def test_a_judge_that_may_have_learned_the_labels_is_no_upper_estimate():
+    share, words = Estimate(value=0.08, low=0.05, high=0.12, n=300), Estimate(value=0.17, low=0.1, high=0.2, n=300)
+
+    def line(method, estimate, **others):
+        found = SimpleNamespace(group="safety", share=(method, estimate), shares={"safety": {method: estimate} | others})
+        return _share_line(found)
+
+    assert "Up to 17.0 %" in line("bag_of_words", words)
+    assert "upper estimate" in line("margin_crossfit", share)
+    told = line("latents", share, bag_of_words=words)
+    assert "Up to" not in told
+    assert "too low as far as the reward model has learned wrong labels" in told
+    assert "at most 17.0 %" in told
+    assert "at most" not in line("latents", share, bag_of_words=Estimate.not_available("chance"))
+    assert "could not be estimated: few" in line("latents", Estimate.not_available("few"))

@@ -33,7 +33,7 @@ def wrong_block(shares: Estimates, agreement: Estimates, scores: Path, judge: st
         (g, NAMES.get(m, m), e, agreement[g].get(m)) for g, of in shares.items() for m, e in of.items()
     )  # fmt: skip
     plot = rd.Plot(
-        title="Share of wrong labels, upper estimate", x_label="group", y_label="share of labels, 95 % interval",
+        title="Estimated share of wrong labels", x_label="group", y_label="share of labels, 95 % interval",
         series={NAMES.get(m, m): tuple((g, of[m]) for g, of in shares.items() if m in of)
                 for m in dict.fromkeys(m for of in shares.values() for m in of)},
     )  # fmt: skip
@@ -45,11 +45,12 @@ def wrong_block(shares: Estimates, agreement: Estimates, scores: Path, judge: st
                "ratio bounds the share from above.",),
         plots=(plot,) if known else (), histogram=histogram,
         tables=(rd.Table(
-            title="Share of wrong labels", columns=_columns("Group", "Judge", ("At most", "share"),
+            title="Share of wrong labels", columns=_columns("Group", "Judge", ("Estimate", "share"),
                                                              ("Sides with the label", "share")), rows=rows,
         ),),
-        after=("Judges are cross-fitted: each pair is scored by what was fitted on other prompts. Intervals resample "
-               "prompts.",),
+        after=("Judges are cross-fitted: each pair is scored by what was fitted on other prompts. Cross-fitted margins "
+               "and words saw none of the labels they judge; the others read a reward model that may have learned "
+               "them, and then say too little. Intervals resample prompts.",),
     )  # fmt: skip
 
 

@@ -203,14 +203,7 @@ def _audit_data(found: Found, checks: rd.Checks) -> rd.AuditData:
 
 
 def _summary(found: Found, checks: rd.Checks) -> tuple[str, ...]:
-    method, share = found.share
-    lines = []
-    if share.available:
-        lines.append(f"Up to {estimate_text(share)} of the {found.group} labels are wrong, by a judge that never saw "
-                     f"the pair's prompt ({scoring.NAMES[method]}): an upper estimate for labels that are wrong here "
-                     "and there. A kind of pair that is mislabelled throughout is not among them.")  # fmt: skip
-    else:
-        lines.append(f"How many {found.group} labels are wrong could not be estimated: {share.reason}.")
+    lines = [_share_line(found)]
     left, rejected = len(found.faults.left_out), found.faults.n_rejected
     if left or rejected:
         lines.append(f"Left out before anything was trained: {_counted(left, 'pair')} (contradictions, repetitions, "
@@ -219,6 +212,24 @@ def _summary(found: Found, checks: rd.Checks) -> tuple[str, ...]:
     if failed:
         lines.append(f"Failed: {'; '.join(failed)}. Read these before the list of pairs.")
     return tuple(lines)
+
+
+def _share_line(found: Found) -> str:
+    """How many labels are wrong, and from which side: a model that learned wrong labels takes them for right."""
+    method, share = found.share
+    if not share.available:
+        return f"How many {found.group} labels are wrong could not be estimated: {share.reason}."
+    name, kinds = scoring.NAMES.get(method, method), "A kind of pair that is mislabelled throughout is not among them."
+    if method in scoring.SAW_NONE:
+        return (f"Up to {estimate_text(share)} of the {found.group} labels are wrong, by a judge that saw none of the "
+                f"labels it judges ({name}): an upper estimate for labels that are wrong here and there. {kinds}"
+                )  # fmt: skip
+    words = found.shares[found.group].get("bag_of_words")
+    above = ""
+    if words is not None and words.available:
+        above = f"; words alone, which saw none of them, say at most {estimate_text(words)}"
+    return (f"About {estimate_text(share)} of the {found.group} labels are wrong, by {name}: too low as far as the "
+            f"reward model has learned wrong labels that it was trained on{above}. {kinds}")  # fmt: skip
 
 
 def _counted(n: int, what: str) -> str:
@@ -298,9 +309,11 @@ def _notes(found: Found) -> tuple[str, ...]:
     notes = [
         "A suspicious pair is not a wrong one: low scores say that the model or the features disagree with the label. "
         "Look before you remove.",
-        "The share of wrong labels is an upper estimate: where the judge is sure and mistaken, its own errors count as "
-        "wrong labels. It takes labels to be wrong regardless of what the pair says, and so does P(wrong): where one "
-        "kind of pair is mislabelled throughout, judges learn that as the rule, and both are too low.",
+        "The share of wrong labels is an upper estimate where the judge saw none of the labels (cross-fitted "
+        "margins, words): where it is sure and mistaken, its own errors count as wrong labels. Judges that read "
+        "the reward model's activations see what it has learned, wrong labels too, and may say too little. It "
+        "takes labels to be wrong regardless of what the pair says, and so does P(wrong): where one kind of pair "
+        "is mislabelled throughout, judges learn that as the rule, and both are too low.",
         "A contrastive score is a correlation with the label, and so is what goes with the margin: neither is a cause.",
     ]
     if found.done.trained:

@@ -47,8 +47,11 @@ PROBABILITY = "p_wrong"
 RANK = "rank"
 JUDGES = ("latents", "probe")
 """Out-of-fold log-odds; P(wrong) is made of the first from which a share of wrong labels can be estimated."""
-SHARE_JUDGES = ("margin_crossfit", *JUDGES)
+SHARE_JUDGES = ("margin_crossfit", *JUDGES, "bag_of_words")
 """Out-of-fold scores from which the share of wrong labels is estimated; the first that is available counts."""
+SAW_NONE = ("margin_crossfit", "bag_of_words")
+"""Those that saw none of the labels they judge. The others read activations of a reward model that may have learned
+them: folds keep a label from the regression, not from the model."""
 Values = dict[str, dict[str, float]]
 
 
