@@ -410,14 +410,16 @@ def test_a_judge_that_may_have_learned_the_labels_is_no_upper_estimate():
     share, words = Estimate(value=0.08, low=0.05, high=0.12, n=300), Estimate(value=0.17, low=0.1, high=0.2, n=300)
 
     def line(method, estimate, **others):
-        found = SimpleNamespace(group="safety", share=(method, estimate), shares={"safety": {method: estimate} | others})
+        found = SimpleNamespace(
+            group="safety", share=(method, estimate), shares={"safety": {method: estimate} | others}
+        )
         return _share_line(found)
 
-    assert "Up to 17.0 %" in line("bag_of_words", words)
+    assert "Up to 17.0" in line("bag_of_words", words)
     assert "upper estimate" in line("margin_crossfit", share)
     told = line("latents", share, bag_of_words=words)
     assert "Up to" not in told
     assert "too low as far as the reward model has learned wrong labels" in told
-    assert "at most 17.0 %" in told
+    assert "at most 17.0" in told
     assert "at most" not in line("latents", share, bag_of_words=Estimate.not_available("chance"))
     assert "could not be estimated: few" in line("latents", Estimate.not_available("few"))
