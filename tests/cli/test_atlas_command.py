@@ -116,7 +116,8 @@ def test_info(atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert code == 0
     assert "domain violence" in out
     older = write(tmp_path / "older.db", FEATURES[:3])
-    monkeypatch.setattr(schema, "MIGRATIONS", (schema.V1, "CREATE TABLE later(x);\n"))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE later(x);\n"))
+    monkeypatch.setattr(schema, "READ_FROM", len(schema.MIGRATIONS))
     assert "--update" in the_error(*call("atlas", "info", older))
     assert result("info", older, "--update")["features"] == 3
 
