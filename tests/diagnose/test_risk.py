@@ -238,6 +238,14 @@ def test_near_duplicates_by_hand() -> None:
     assert len(set(codes.tolist())) == 4
 
 
+def test_what_is_like_a_member_of_a_cluster_is_in_it() -> None:
+    """Though it is unlike the cluster's first text."""
+    words = [f"word{i}" for i in range(100)]
+    chain = [" ".join(words[start : start + 80]) for start in (0, 5, 10)]
+    assert len(set(near_duplicates(chain).tolist())) == 1
+    assert len(set(near_duplicates(chain[::2]).tolist())) == 2
+
+
 def test_too_little_is_told() -> None:
     texts = texts_of({"a": (LEAST - 1, 40)})
     y = labels_of(texts, "storm")

@@ -88,7 +88,7 @@ class Latency(BaseModel):
 class GuardAbout(BaseModel):
     """What `guard.json` says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: Literal[1] = 1
     kind: Kind

@@ -209,8 +209,8 @@ def near_duplicates(texts: Sequence[str]) -> Integers:
     for i, signature in enumerate(_signatures(shingles)):
         for band in range(BANDS):
             mine = buckets.setdefault((band, signature[band * ROWS : (band + 1) * ROWS].tobytes()), [])
-            for j in {root(j) for j in mine} - {root(i)}:
-                if _alike(shingles[i], shingles[j]):
+            for j in mine:  # every one of them: a text may be like a member of a cluster and unlike its first
+                if root(j) != root(i) and _alike(shingles[i], shingles[j]):
                     parent[max(root(i), root(j))] = min(root(i), root(j))
             mine.append(i)
     return np.unique([root(i) for i in range(len(texts))], return_inverse=True)[1].astype(np.int64)
