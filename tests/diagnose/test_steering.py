@@ -550,6 +550,12 @@ def test_errors_in_calls() -> None:
             outputs(judge, [*rendered, rendered[0]])
         with pytest.raises(ConfigError, match="row 0 of the batch is another text than 't0'"):
             outputs(judge, rendered[::-1])
+        # Seamark's own reading numbers the texts of each call: they must be those that were given.
+        with pytest.raises(ConfigError, match="is another text than"):
+            judge.rewards(rendered[::-1])
+        with pytest.raises(ConfigError, match="3 texts"):
+            judge.rewards([*rendered, judge.renderer().render("Salt?", "A pinch.", "t3")])
+        judge.rewards(rendered)
     assert judge.changes == 0
     assert not hf.model.layers[1]._forward_hooks
     with (

@@ -179,19 +179,17 @@ def _generated(batch: Batch, place_BT: Tensor, where: Literal["response", "promp
 
 
 def _check_rows(batch: Batch, texts: Sequence[Rendered]) -> None:
-    """Raise `ConfigError` unless the rows of a direct call are the texts in their order."""
-    if batch.before is None:
-        return
+    """Raise `ConfigError` unless the batch's rows are the texts, in their order."""
     if max(batch.rows) >= len(texts):
         raise ConfigError(
             f"a batch of {len(batch.rows)} rows, and {len(texts)} texts", fix="Give the texts of each call"
         )
     for b, row in enumerate(batch.rows):
-        if int(batch.before[b]):
+        if batch.before is not None and int(batch.before[b]):
             continue  # the tokens in the cache were looked at before
         ids = batch.input_ids[b][batch.attention_mask[b] != 0].cpu()
         known = torch.from_numpy(texts[row].input_ids.astype("int64"))
-        n = min(len(ids), len(known))
-        if not torch.equal(ids[:n], known[:n]):
+        n = min(len(ids), len(known)) if batch.before is not None else len(known)  # a call may be of a part
+        if not torch.equal(ids[:n], known[:n]) or (batch.before is None and len(ids) != n):
             raise ConfigError(f"row {b} of the batch is another text than {texts[row].text_id!r}",
                               fix="Give the texts in the order of the rows")  # fmt: skip
