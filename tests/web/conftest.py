@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from live_pages import chromium
 from made_atlas import BASE, app_of, make_atlas
 from made_review import Made, make_review
 from starlette.testclient import TestClient
@@ -31,3 +33,9 @@ def web(app: Any) -> TestClient:
 def review(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Models, a scan, an atlas and runs. Who marks pairs takes a copy of the atlas."""
     return make_review(tmp_path_factory.mktemp("review"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found

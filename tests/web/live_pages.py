@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -63,11 +63,26 @@ class Watch:
         page.on("response", lambda got: self.wrong.append(f"{got.status} {got.url}") if got.status >= 400 else None)
 
 
-def until(page: Any, expression: str, seconds: float = 10.0) -> None:
-    """Wait until a script's expression is true. Playwright's own way needs `eval`, which the policy forbids."""
+@contextmanager
+def watched_page(browser: Any, base: str, look: tuple[int, int, str] = (1280, 900, "light")) -> Iterator[Any]:
+    """A page of the server on a screen of (width, height, colour scheme), on which nothing may go wrong."""
+    width, height, scheme = look
+    context = browser.new_context(base_url=base, viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    watch = Watch(page, base)
+    yield page
+    assert page.evaluate("typeof window.pwned") == "undefined"
+    context.close()
+    assert watch.wrong == []
+
+
+def until(page: Any, holds: str | Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until a script's expression, or a function, is true. Playwright's own way needs `eval`, which the policy
+    forbids."""
     end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, f"{expression} did not become true"
+    while not (page.evaluate(holds) if isinstance(holds, str) else holds()):
+        assert time.monotonic() < end, f"{holds} did not become true"
         page.wait_for_timeout(25)
 
 

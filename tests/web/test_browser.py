@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live_pages import Watch, chromium, overflow, serving, until
+from live_pages import Watch, overflow, serving, until, watched_page
 from made_atlas import SAES, N
 
 from seamark.atlas.records import Run, Sae
@@ -41,22 +41,10 @@ def base(atlas_file: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser: Any, base: str) -> Iterator[Any]:
-    context = browser.new_context(base_url=base, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    watch = Watch(page, base)
-    yield page
-    assert page.evaluate("typeof window.pwned") == "undefined"
-    context.close()
-    assert watch.wrong == []
+    with watched_page(browser, base) as found:
+        yield found
 
 
 @pytest.mark.parametrize("look", LOOKS)
@@ -110,10 +98,10 @@ def found(page: Any, total: int) -> None:
 def test_search_as_you_type(page: Any) -> None:
     page.goto("/features")
     page.locator("#words").press_sequentially("plain keep", delay=5)
+    until(page, lambda: page.url.endswith("/features?words=plain+keep"))  # each keystroke asks, the last one counts
     found(page, 3)
     assert page.locator("#count").text_content() == "3 features"
     assert page.locator(".card").count() == 3
-    assert page.url.endswith("/features?words=plain+keep")
     page.locator("select[name=layer]").select_option("1")
     found(page, 1)
     assert "layer=1" in page.url
@@ -202,15 +190,6 @@ def test_without_scripts_the_form_and_the_links_do(browser: Any, base: str) -> N
     context.close()
 
 
-def soon(page: Any, holds: Callable[[], bool], within_ms: int = 5000) -> bool:
-    """Whether it holds within a while: a busy browser takes its time over a transition."""
-    for _ in range(within_ms // 50):
-        if holds():
-            return True
-        page.wait_for_timeout(50)
-    return holds()
-
-
 def test_sensitive_text_is_blurred_until_asked_for(page: Any) -> None:
     page.goto(FIRST)
     text = page.locator(".contexts .sensitive").first
@@ -218,13 +197,13 @@ def test_sensitive_text_is_blurred_until_asked_for(page: Any) -> None:
     assert text.evaluate(blurred)
     text.click()
     page.locator("h2").first.click()
-    assert soon(page, lambda: not text.evaluate(blurred))
+    until(page, lambda: not text.evaluate(blurred))
     other = page.locator(".contexts .sensitive").nth(1)
     assert other.evaluate(blurred)
     other.focus()
-    assert soon(page, lambda: not other.evaluate(blurred))
+    until(page, lambda: not other.evaluate(blurred))
     page.locator("[data-reveal-all]").first.click()
-    assert soon(page, lambda: not page.locator(".sensitive").nth(5).evaluate(blurred))
+    until(page, lambda: not page.locator(".sensitive").nth(5).evaluate(blurred))
     page.goto("/features")
     assert not page.locator(".sensitive").first.evaluate(blurred)
     page.locator(".settings summary").click()

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from live_pages import Watch, chromium, overflow, serving
+from live_pages import Watch, overflow, serving, watched_page
 from made_atlas import SCRIPT
 from made_review import ODD, Made
 
@@ -35,22 +35,10 @@ def base(review: Made, atlas: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser: Any, base: str) -> Iterator[Any]:
-    context = browser.new_context(base_url=base, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    watch = Watch(page, base)
-    yield page
-    assert page.evaluate("typeof window.pwned") == "undefined"
-    context.close()
-    assert watch.wrong == []
+    with watched_page(browser, base) as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", ["/inspect", "/pairs", "/runs"])

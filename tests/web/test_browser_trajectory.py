@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_pages import Watch, chromium, overflow, serving
+from live_pages import overflow, serving, watched_page
 from made_atlas import BASE, SCRIPT, app_of
 from made_review import Made
 from starlette.testclient import TestClient
@@ -31,23 +31,10 @@ def base(review: Made) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser: Any, base: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    width, height, scheme = LOOKS[getattr(request, "param", "light")]
-    context = browser.new_context(base_url=base, viewport={"width": width, "height": height}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-    watch = Watch(page, base)
-    yield page
-    assert page.evaluate("typeof window.pwned") == "undefined"
-    context.close()
-    assert watch.wrong == []
+    with watched_page(browser, base, LOOKS[getattr(request, "param", "light")]) as found:
+        yield found
 
 
 def traced(page: Any, prompt: str = PROMPT) -> None:

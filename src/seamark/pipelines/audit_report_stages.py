@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ from seamark.audit.rows import dumps
 from seamark.errors import ConfigError, DataError
 from seamark.explain.dimension import SAFETY, Dimension
 from seamark.explain.ratings import as_pairs, statistical_ratings
-from seamark.features import FeatureSet, Scan, ScanConfig, contrast, train_sae
+from seamark.features import FeatureSet, Scan, ScanConfig, contrast
 from seamark.features import scan as run_scan
 from seamark.model import RewardModel, RewardTraining, evaluate, train_reward_model
-from seamark.pipelines.recipe import SAEPart
+from seamark.pipelines.stages import fit_sae_of
 from seamark.run import read_json, say, write_atomic, write_json
 from seamark.sae import SparseAutoencoder
-from seamark.text import read_pairs, stream_texts, write_rejected
+from seamark.text import read_pairs, write_rejected
 from seamark.text.pairs import Pairs
-from seamark.text.rendering import Rendered
 
 PAIRS, RAW, TRAIN, FAULTS, SUMMARY = "pairs.jsonl", "raw.jsonl", "train.jsonl", "faults.json", "summary.json"
 MODEL, SAE, SCAN, FEATURES, MARGINS = "model", "sae", "scan", "features.json", "margins.json"
@@ -126,23 +125,8 @@ def fit_sae(
     max_length: int | None, target: str, general_text: str | None, general_digest: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the SAE in two stages: general text (or the pairs of all groups), then the audited group's pairs."""
-    loaded = load_reward(reward, model)
-    pairs = Pairs.from_jsonl(data / TRAIN)
-    renderer = loaded.renderer(max_length)
-
-    def rendered(some: Pairs) -> Iterator[Rendered]:
-        return (side for pair in some for side in renderer.render_pair(pair))
-
-    general = rendered(pairs)
-    if general_text:
-        general = (renderer.render_text(text, text_id) for text_id, text in stream_texts(general_text))
-    part = SAEPart(**sae)
-    first, second = part.stages
-    trained = train_sae(loaded, {first.name: general, second.name: rendered(pairs.group(target))}, part.training_of(),
-                        part.stages, out=folder / ".training")  # fmt: skip
-    trained.sae.save_pretrained(folder / SAE)
-    write_json(folder / "quality.json", {"quality": trained.quality, "stages": trained.stages})
-    return trained.choices
+    return fit_sae_of(load_reward(reward, model), folder, data, sae=sae, max_length=max_length, target=target,
+                      general_text=general_text)  # fmt: skip
 
 
 def load_sae(sae: Path | None, place: str | None) -> SparseAutoencoder:

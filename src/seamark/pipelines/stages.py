@@ -145,6 +145,14 @@ def fit_sae(
     Checkpoints lie in the stage's folder while it is at work, so that an interrupted training goes on.
     """
     model = RewardModel.from_pretrained(str(reward / MODEL))
+    return fit_sae_of(model, folder, data, sae=sae, max_length=max_length, target=target, general_text=general_text)
+
+
+def fit_sae_of(
+    model: HookedModel, folder: Path, data: Path, *, sae: Mapping[str, Any], max_length: int | None, target: str,
+    general_text: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """`fit_sae` of a model that is open."""
     pairs = Pairs.from_jsonl(data / TRAIN)
     renderer = model.renderer(max_length)
 
@@ -235,6 +243,7 @@ __all__ = [
     "add_noise",
     "choose_features",
     "fit_sae",
+    "fit_sae_of",
     "measure_effects",
     "method_scores",
     "prepare_data",

@@ -39,7 +39,7 @@ class ErrorAnswer(BaseModel):
 
 
 def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A value of pydantic models, lists and plain data as JSON; halves of surrogate pairs come as `\\udXXX`."""
+    """A value of pydantic models, lists and plain data as JSON; halves of surrogate pairs come escaped."""
     try:
         content = to_json(value)
     except (PydanticSerializationError, UnicodeError):
