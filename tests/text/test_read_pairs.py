@@ -362,6 +362,22 @@ def test_max_pairs_picks_the_same_whatever_the_order(tmp_path: Path) -> None:
     assert set(there.raw) == set(there.ids)
 
 
+def test_each_group_may_have_a_limit_of_its_own(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(30)]
+    files = {group: write_jsonl(tmp_path / f"{group}.jsonl", rows) for group in ("safety", "chat", "code")}
+    limits = {"safety": 9, "chat": 4}
+    read = read_pairs(files, options=ReadOptions(max_pairs=limits))
+    assert {g: len(read.group(g)) for g in read.groups} == {"safety": 9, "chat": 4, "code": 30}
+    sampled = read_pairs(files).sample(limits)
+    assert sampled.ids == read.ids
+    for wrong in (lambda: read.sample({"chta": 4}), lambda: read_pairs(files, options=ReadOptions(max_pairs={"x": 1}))):
+        with pytest.raises(DataError, match="which is not there") as caught:
+            wrong()
+        assert "chat, code, safety" in str(caught.value)
+    with pytest.raises(ValidationError):
+        ReadOptions(max_pairs={"safety": 0})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

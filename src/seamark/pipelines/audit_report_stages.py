@@ -24,14 +24,14 @@ from seamark.pipelines.stages import fit_sae_of
 from seamark.run import read_json, say, write_atomic, write_json
 from seamark.sae import SparseAutoencoder
 from seamark.text import read_pairs, write_rejected
-from seamark.text.pairs import Pairs
+from seamark.text.pairs import MaxPairs, Pairs
 
 PAIRS, RAW, TRAIN, FAULTS, SUMMARY = "pairs.jsonl", "raw.jsonl", "train.jsonl", "faults.json", "summary.json"
 MODEL, SAE, SCAN, FEATURES, MARGINS = "model", "sae", "scan", "features.json", "margins.json"
 
 
 def read_data(
-    folder: Path, *, pairs: Sequence[tuple[str, Sequence[str]]], max_pairs: int | None, target: str,
+    folder: Path, *, pairs: Sequence[tuple[str, Sequence[str]]], max_pairs: MaxPairs, target: str,
     digests: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Read the files, look for faults and set the faulty pairs apart; each row is kept as it was read.

@@ -30,6 +30,10 @@ Files = Annotated[dict[str, list[str]], BeforeValidator(_one_file_is_a_list)]
 """{name: files}; one file may stand without a list."""
 
 
+MostPairs = Annotated[int, Field(ge=10)] | dict[str, Annotated[int, Field(ge=10)]] | None
+"""`MaxPairs` of a recipe: fewer teach nothing."""
+
+
 class Part(BaseModel):
     """A part of a recipe: every key is checked."""
 
@@ -44,8 +48,8 @@ class DataPart(Part):
     test_share: float = Field(0.25, gt=0, lt=1)
     """Share of prompts held out for evaluation (split by prompt hash)."""
     split_seed: int = 0
-    max_pairs: int | None = Field(None, ge=10)
-    """At most this many pairs a group, picked by a hash of their ids. None: all."""
+    max_pairs: MostPairs = None
+    """At most this many pairs a group, or {group: number}; picked by a hash of their ids. None: all."""
     general_text: str | None = None
     """Texts of the SAE's first stage (JSONL with `text`, .txt, Parquet or a hub name). None: those of the pairs."""
 

@@ -35,7 +35,7 @@ from seamark.text import (
     stream_texts,
     write_rejected,
 )
-from seamark.text.pairs import Pairs, hash_unit
+from seamark.text.pairs import MaxPairs, Pairs, hash_unit
 from seamark.text.rendering import Rendered
 
 SAE_ID = "sae"
@@ -50,7 +50,7 @@ def prepare_data(
     pairs: Sequence[tuple[str, Sequence[str]]],
     test_share: float,
     split_seed: int,
-    max_pairs: int | None,
+    max_pairs: MaxPairs,
     target: str,
     digests: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from seamark.features import PAPER_STAGES, SAESpec, StageConfig, TrainedSuite, T
 from seamark.features.metrics import TrackerName
 from seamark.features.training import Parallel
 from seamark.model import DEFAULT_MODEL, HookedModel, load_model
-from seamark.pipelines.recipe import Files, Part, check_data, read_recipe
+from seamark.pipelines.recipe import Files, MostPairs, Part, check_data, read_recipe
 from seamark.run import disk_errors, ranks, write_atomic
 from seamark.text import ReadOptions, demo_pairs, read_pairs, stream_texts
 from seamark.text.pairs import Pairs, RejectedRow
@@ -29,8 +29,8 @@ class SuiteData(Part):
     both answers of the pairs: the last stage those of the target group, the others all."""
     pairs: Files = Field(default_factory=dict)
     """Preference pairs by group. Empty: the authored demo pairs that are to be trained on."""
-    max_pairs: int | None = Field(None, ge=10)
-    """At most this many pairs a group, picked by a hash of their ids. None: all."""
+    max_pairs: MostPairs = None
+    """At most this many pairs a group, or {group: number}; picked by a hash of their ids. None: all."""
 
 
 class SuiteRecipe(Part):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+from seamark.errors import DataError
+
 
 class Message(NamedTuple):
     """One chat message."""
@@ -32,6 +34,23 @@ def content_id(prompt: Text, chosen: Text, rejected: Text) -> str:
     """Stable 16-hex-digit id of a pair's content (independent of group, order and file)."""
     canonical = json.dumps([plain(prompt), plain(chosen), plain(rejected)], ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+MaxPairs = int | Mapping[str, int] | None
+"""Most pairs of every group, or {group: most} with all pairs of the groups it does not name; None: all."""
+
+
+def limit_of(most: MaxPairs, group: str) -> int | None:
+    """Most pairs of a group; None: all."""
+    return most.get(group) if isinstance(most, Mapping) else most
+
+
+def check_limits(most: MaxPairs, groups: Iterable[str]) -> None:
+    """Raise `DataError` where a limit is for a group that is not there."""
+    known = sorted(groups)
+    if isinstance(most, Mapping) and (unknown := sorted(set(most) - set(known))):
+        raise DataError(f"max_pairs limits the group {unknown[0]!r}, which is not there",
+                        fix=f"The groups are: {', '.join(known)}")  # fmt: skip
 
 
 def hash_unit(key: str, seed: int = 0) -> float:
@@ -148,11 +167,16 @@ class Pairs(Sequence[PreferencePair]):
         is_test = {p.id: hash_unit(p.prompt_key, seed) < test_share for p in self.items}
         return self.where(lambda p: not is_test[p.id]), self.where(lambda p: is_test[p.id])
 
-    def sample(self, most: int) -> Pairs:
-        """At most `most` pairs of each group, those whose ids hash lowest, in their order."""
+    def sample(self, most: MaxPairs) -> Pairs:
+        """At most `most` pairs of each group (or {group: most}), those whose ids hash lowest, in their order.
+
+        Raises:
+            DataError: a limit is for a group that is not there.
+        """
+        check_limits(most, self.groups)
         kept: set[str] = set()
         for name in self.groups:
-            kept |= set(sorted(self.group(name).ids, key=lambda i: (hash_unit(i), i))[:most])
+            kept |= set(sorted(self.group(name).ids, key=lambda i: (hash_unit(i), i))[: limit_of(most, name)])
         return self.where(lambda p: p.id in kept)
 
     def fingerprint(self) -> str:

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from seamark.errors import DataError
 from seamark.text.files import PathLike, column_names, read_rows
-from seamark.text.pairs import Pairs, PreferencePair, RejectedRow, content_id, hash_unit
+from seamark.text.pairs import Pairs, PreferencePair, RejectedRow, check_limits, content_id, hash_unit, limit_of
 from seamark.text.rows import ALIASES, BadRowError, column_of, parse_row
 
 Sources = PathLike | Sequence[PathLike]
@@ -27,8 +27,9 @@ class ReadOptions(BaseModel):
 
     columns: Mapping[str, str] = Field(default_factory=dict)
     """Field (prompt, chosen, rejected, id, source, category) to column name, where a file uses unusual names."""
-    max_pairs: int | None = Field(default=None, ge=1)
-    """Most pairs kept in each group, picked by a hash of their ids: the same ones whatever the order of rows."""
+    max_pairs: Annotated[int, Field(ge=1)] | Mapping[str, Annotated[int, Field(ge=1)]] | None = None
+    """Most pairs kept in each group, or {group: most}, at least 1; picked by a hash of their ids: the same ones
+    whatever the order of rows."""
     split: str | None = None
     """Split of a Hub or saved data set; by default its only one, else `train`."""
 
@@ -65,12 +66,14 @@ def read_pairs(
         each used row as it was read.
 
     Raises:
-        DataError: no source, a source that is missing, empty or unreadable, lacks a column, or has no usable row.
+        DataError: no source, a source that is missing, empty or unreadable, lacks a column, or has no usable row; a
+            limit for a group that is not there.
     """
     options = options or ReadOptions()
     sources = {**(files or {}), **groups}
     if not sources:
         raise DataError("no files of pairs given", fix='Use read_pairs(safety="pairs.jsonl", ...)')
+    check_limits(options.max_pairs, sources)
     reading = _Reading(options)
     for group, given in sources.items():
         if not group.strip():
@@ -128,7 +131,7 @@ class _Reading:
 
     def end_group(self, group: str) -> None:
         """Keep at most `max_pairs` of a group: those whose ids hash lowest."""
-        most = self.options.max_pairs
+        most = limit_of(self.options.max_pairs, group)
         mine = [p.id for p in self.pairs if p.group == group]
         if most is None or len(mine) <= most:
             return
