@@ -60,11 +60,11 @@ SETUPS = {
 ABOUT = (
     "`seamark audit experiment` with the recipes audit-demo (the authored pairs) and audit-local (RM-Bench's safety "
     "pairs and PKU-SafeRLHF's, at most 700, each beside 200 of hh-rlhf's helpful ones, 35 % of the prompts held out, "
-    "texts cut to their last 128 tokens): MiniLM-L6 as reward model, five seeds, each with a reward model, an autoencoder, features and retrainings of its own; intervals "
-    "resample seeds and prompts. D: safety accuracy lost by SAFER's flips less that lost by random ones (by the "
-    "margin's), 5 % of the group flipped. Detection: AUROC for injected wrong labels within the group, of the "
-    "combination, at 10 % random noise, and at 5 % flipped by another seed's SAFER score. Recovery: 10 % removed by "
-    "the combination after 20 % noise"
+    "texts cut to their last 128 tokens): MiniLM-L6 as reward model, five seeds, each with a reward model, an "
+    "autoencoder, features and retrainings of its own; intervals resample seeds and prompts. D: safety accuracy lost "
+    "by SAFER's flips less that lost by random ones (by the margin's), 5 % of the group flipped. Detection: AUROC for "
+    "injected wrong labels within the group, of the combination, at 10 % random noise, and at 5 % flipped by another "
+    "seed's SAFER score. Recovery: 10 % removed by the combination after 20 % noise"
 )
 Found = Mapping[str, Any]
 Pick = Callable[[Found], Row | None]

@@ -363,8 +363,10 @@ def test_max_pairs_picks_the_same_whatever_the_order(tmp_path: Path) -> None:
 
 
 def test_each_group_may_have_a_limit_of_its_own(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(30)]
-    files = {group: write_jsonl(tmp_path / f"{group}.jsonl", rows) for group in ("safety", "chat", "code")}
+    files = {}
+    for group in ("safety", "chat", "code"):
+        rows = [{"prompt": f"{group} {i}", "chosen": "a", "rejected": "b"} for i in range(30)]
+        files[group] = write_jsonl(tmp_path / f"{group}.jsonl", rows)
     limits = {"safety": 9, "chat": 4}
     read = read_pairs(files, options=ReadOptions(max_pairs=limits))
     assert {g: len(read.group(g)) for g in read.groups} == {"safety": 9, "chat": 4, "code": 30}
