@@ -2,8 +2,8 @@
 
 `sae` is `sae-speed` (`sae-speed-S`, `-M`, `-L`) and `sae-fvu`; they also take `--contenders a,b`, and `sae-fvu`
 `--minutes 2,5,10`, `--fresh`, `--lanes N`. `scan` takes `--setups a,b`, `--pairs N`, `--tokens N`; `explain`
-`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`; `audit` `--setups a,b`, `--so-far`; `diagnose`
-`--so-far`.
+`--stage a,b`, `--features N`, `--trial`; `atlas` `--features N`; `audit-large` `--pairs N`; `audit` `--setups a,b`,
+`--so-far`; `diagnose` `--so-far`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,27 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import atlas, audit, demo, diagnose, explain, harness, reward, sae_fvu, sae_speed, scan, tables
+from benchmarks import (
+    atlas,
+    audit,
+    audit_large,
+    demo,
+    diagnose,
+    explain,
+    harness,
+    reward,
+    sae_fvu,
+    sae_speed,
+    scan,
+    tables,
+)
 from benchmarks.harness import Result
 from seamark.run import read_json
 
 BENCHMARKS: dict[str, Callable[..., Result]] = {
     "reward": reward.run, "demo": demo.run, "scan": scan.run,
-    "explain": explain.run, "atlas": atlas.run, "audit": audit.run, "diagnose": diagnose.run,
+    "explain": explain.run, "atlas": atlas.run, "audit-large": audit_large.run, "audit": audit.run,
+    "diagnose": diagnose.run,
     **{f"sae-speed-{shape}": partial(sae_speed.run, shape=shape) for shape in sae_speed.SHAPES}, "sae-fvu": sae_fvu.run,
 }  # fmt: skip
 """In this order by `all`: the short ones first."""
@@ -44,7 +58,7 @@ def main(arguments: list[str] | None = None, results: Path = harness.RESULTS) ->
     parser.add_argument("--fresh", action="store_true", default=None, help="sae-fvu: train again what is there")
     parser.add_argument("--lanes", type=int, help="sae-fvu: trainings side by side, once speeds are known")
     parser.add_argument("--setups", help="scan, audit: only these, separated by commas")
-    parser.add_argument("--pairs", type=int, help="scan: so many pairs, for a trial")
+    parser.add_argument("--pairs", type=int, help="scan, audit-large: so many pairs, for a trial")
     parser.add_argument("--tokens", type=int, help="scan: largest corpus of the growth (0: none)")
     parser.add_argument("--stage", help="explain: only these stages, separated by commas")
     parser.add_argument("--features", type=int, help="explain: so many features of each SAE, for a trial")

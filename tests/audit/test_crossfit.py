@@ -76,6 +76,27 @@ def test_the_fit_is_that_of_both_orders_of_every_pair(strength: float) -> None:
     assert np.allclose(found * unit, expected[0], atol=3e-3)
 
 
+def test_of_many_pairs_some_choose_the_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole prompts as far as they go, the same whatever the order; the fits themselves are on all pairs."""
+    x, flipped, prompts = planted(900)
+    every = crossfit_logistic(x, prompts)
+    fitted, chosen_by = [], []
+    path, choose = crossfit._path, crossfit._choose
+    monkeypatch.setattr(crossfit, "CHOOSE_FROM", 300)
+    monkeypatch.setattr(crossfit, "_choose", lambda blocks, *a, **k: chosen_by.append(sum(map(len, blocks)))
+                        or choose(blocks, *a, **k))  # fmt: skip
+    monkeypatch.setattr(crossfit, "_path", lambda blocks, strengths, **k: fitted.append(sum(map(len, blocks)))
+                        or path(blocks, strengths, **k))  # fmt: skip
+    some = crossfit_logistic(x, prompts)
+    assert chosen_by == [300]
+    assert max(fitted[:-5]) == 180  # of the sample without two folds
+    assert sorted(fitted[-5:]) == [720] * 5
+    assert roc_auc_score(~flipped, some) > roc_auc_score(~flipped, every) - 0.01
+    order = np.random.default_rng(1).permutation(len(x))
+    np.testing.assert_allclose(crossfit_logistic(x[order], [prompts[i] for i in order]), some[order], atol=1e-6)
+    assert not np.allclose(crossfit_logistic(x[:300], prompts[:300]), some[:300], atol=1e-6)
+
+
 def test_columns_that_are_hardly_ever_used_weigh_nothing() -> None:
     x, _, _ = planted(300)
     x[:, -1] = 0.0

@@ -14,10 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seamark.audit.editing import undo_file
 from seamark.pipelines import audit_report_scores
 from seamark.pipelines.audit_report_page import _share_line
+from seamark.pipelines.evidence import CONTEXTS
 from seamark.sae import SAEConfig, SparseAutoencoder
 from seamark.stats import Estimate
 from tiny import tiny_folder
@@ -377,6 +380,33 @@ def experimented(folder: Path, target: str) -> Path:
     write(folder / "result.json", [{"recipe": {"recipe": "audit-experiment", "target": target},
                                     "poison": {"summary": rows}}])  # fmt: skip
     return folder
+
+
+def test_the_model_reads_every_text_once(audit: Audit, reward: str, tmp_path: Path) -> None:
+    """Rewards, latents and raw activations come from one pass; only what the page shows token by token is read again,
+    and not even that where the scan kept it."""
+    rows = 0
+
+    def count(module: Any, args: Any) -> None:
+        nonlocal rows
+        rows += len(args[0]) if isinstance(module, nn.Embedding) and module.num_embeddings > 256 else 0  # words
+
+    files = [f"--pairs={g}={f}" for g, f in audit.files.items()]
+    given = ["--model", reward, "--sae", audit.out / "sae" / "sae"]
+    read = {}
+    for keep in ("always", "never"):
+        rows = 0
+        hook = register_module_forward_pre_hook(count)
+        try:
+            code, _, err = call("audit", "report", *given, *files, *SETTINGS, f"--set=scan.keep_tokens={keep}",
+                                "--show", 5, "--out", tmp_path / keep)  # fmt: skip
+        finally:
+            hook.remove()
+        assert code == 0, err
+        read[keep] = rows
+    texts = 2 * (76 + 48)
+    assert read["always"] == texts
+    assert texts < read["never"] <= texts + 2 * 5 + 6 * CONTEXTS
 
 
 def test_another_dimension_and_some_of_the_pairs(audit: Audit, reward: str, tmp_path: Path) -> None:

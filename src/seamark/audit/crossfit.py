@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from seamark.errors import DataError
 from seamark.stats import cluster_codes
@@ -31,6 +32,9 @@ MIN_PAIRS = 5
 """Pairs in which a column has to differ between the sides; one seen less often says nothing that holds elsewhere."""
 STEPS = 60
 """Most steps of a fit."""
+CHOOSE_FROM = 6000
+"""Pairs that the penalty is chosen by, at most: 70 fits of many more would cost most of an audit's time, and C, the
+variance of a weight that one expects, does not depend on their number."""
 AT_ONCE = 1 << 18
 """Single-precision numbers that are made double at a time: what fits into a processor's cache."""
 
@@ -79,7 +83,8 @@ def crossfit_logistic(
 
     A pair enters as its difference x = chosen − rejected; the loss is log(1 + e^(−w·x)), which is what a regression
     with both orders of every pair and no intercept minimises, and the penalty ‖w‖² / 2C. For each fold the C is chosen
-    by log loss over the other folds, each foretold by the ones that are left.
+    by log loss over the other folds, each foretold by the ones that are left; of more than `CHOOSE_FROM` pairs by so
+    many, picked by a hash of their prompts.
 
     Args:
         x: [pairs, d], sparse or dense.
@@ -91,16 +96,28 @@ def crossfit_logistic(
         DataError: fewer than two prompts.
     """
     fold = row_folds(prompts, folds, seed)
-    blocks = [Block.of(x[np.flatnonzero(fold == k)]) for k in range(int(fold.max()) + 1)]
-    if len(blocks) == 2:  # nothing is left to choose C with
-        chosen = {k: strengths[len(strengths) // 2] for k in range(2)}
-    else:
-        chosen = _choose(blocks, strengths, scale=scale)
+    rows = [np.flatnonzero(fold == k) for k in range(int(fold.max()) + 1)]
     scores = np.zeros(len(fold))
-    for k, block in enumerate(blocks):
-        *_, weights = _path([b for j, b in enumerate(blocks) if j != k], [chosen[k]], scale=scale)
-        scores[fold == k] = block.margins(weights)
+    with threadpool_limits(
+        1
+    ):  # thousands of short sums: threads gain little, and wait for one another on a busy machine
+        blocks = [Block.of(x[mine]) for mine in rows]
+        if len(blocks) == 2:  # nothing is left to choose C with
+            chosen = {k: strengths[len(strengths) // 2] for k in range(2)}
+        else:
+            few = len(fold) <= CHOOSE_FROM
+            some = blocks if few else [Block.of(x[_sample(mine, prompts, len(rows), seed)]) for mine in rows]
+            chosen = _choose(some, strengths, scale=scale)
+        for k, block in enumerate(blocks):
+            *_, weights = _path([b for j, b in enumerate(blocks) if j != k], [chosen[k]], scale=scale)
+            scores[rows[k]] = block.margins(weights)
     return scores
+
+
+def _sample(rows: NDArray[np.int64], prompts: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    """Of a fold's rows its share of `CHOOSE_FROM`: those whose prompts hash lowest, in their order."""
+    place = {key: (hash_unit(f"choose:{key}", seed), key) for key in {prompts[r] for r in rows}}
+    return np.sort(np.asarray(sorted(rows, key=lambda r: place[prompts[r]])[: CHOOSE_FROM // folds], dtype=np.int64))
 
 
 @dataclass(frozen=True)
