@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from seamark.errors import DataError
 from seamark.stats import Estimate, bootstrap_by_cluster, cluster_codes
@@ -95,7 +96,8 @@ def _fit(x: sp.csr_matrix, strength: float) -> NDArray[np.float64]:
     both = sp.vstack([x, -x]).tocsr()
     label = np.r_[np.ones(x.shape[0]), np.zeros(x.shape[0])]
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=500, tol=1e-3)
-    weights: NDArray[np.float64] = model.fit(both, label).coef_[0]
+    with threadpool_limits(1):  # short sums by the thousand: threads only wait for one another
+        weights: NDArray[np.float64] = model.fit(both, label).coef_[0]
     return weights
 
 
