@@ -1,13 +1,15 @@
 """Diagnosis on the embedded default: a guard's time, features against a raw probe, and whether contrasts are causes.
 
-Every stage is one `seamark` command in the scratch folder. One that is finished (its result.json lies there) stays, so
-that a benchmark that was broken off goes on. The domain texts are public ones in the folder of real data.
+Every stage is one `seamark` command in the scratch folder. One that is finished stays while command, recipe, data and
+code are the same, so that a benchmark that was broken off goes on. The domain texts are public ones in the folder of
+real data.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +19,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Claim, Result, Row
-from seamark.run import read_json, write_atomic
+from seamark.run import digest, file_digest, read_json, write_atomic
 from seamark.text.files import read_rows
 from seamark.text.pairs import hash_unit
 
@@ -59,6 +61,8 @@ def _option(name: str, place: Path) -> list[str]:
 
 
 SPLIT = ["--split", "train"]
+HALVED = "domain-saes"
+"""The stage that half of the texts are written for."""
 STAGES: dict[str, Stage] = {
     "reward": Stage(lambda at, _: ["reward", "train", "--config", RECIPE]),
     "sae": Stage(lambda at, _: ["sae", "train", "--config", RECIPE, *_option("model", at / "reward")], ("reward",)),
@@ -69,7 +73,7 @@ STAGES: dict[str, Stage] = {
                                    *_option("features", at / "features"), *_option("scan", at / "scan"),
                                    "--sae", f"sae={at / 'sae'}", "--split", "test", "--group", "safety",
                                    "--others", "chat"], ("features",)),
-    "domain-saes": Stage(lambda at, _: ["sae", "suite", "--model", "seamark/default",
+    HALVED: Stage(lambda at, _: ["sae", "suite", "--model", "seamark/default",
                                         "--text", f"general={at / 'half.jsonl'}", "--activation", "topk_relu",
                                         "--k", "32", "--expansion", "8", "--set", SAE_STAGES], data=True),
     "risk": Stage(lambda at, data: ["diagnose", "risk", "--model", "seamark/default",
@@ -77,7 +81,7 @@ STAGES: dict[str, Stage] = {
                                     "--texts", str(data / TEXTS), "--label-column", "domain",
                                     "--language-column", "lang", "--leave-out", "other_harm", "--max-texts", "200",
                                     *(word for domain in DOMAINS for word in ("--domain", domain))],
-                  ("domain-saes",), data=True),
+                  (HALVED,), data=True),
 }  # fmt: skip
 
 
@@ -88,13 +92,14 @@ def run(
     """All stages one after the other; `runs` does not count here: guards are timed in rounds of their own.
 
     Args:
-        so_far: run nothing, claim what is finished.
+        so_far: run nothing, claim what is finished, by whatever code.
         folder: where stages lie.
     """
     data = os.environ.get(VARIABLE) or None
     why: dict[str, str] = {}
+    keys = keys_of(folder, data)
     for name, stage in STAGES.items():
-        if finished(folder, name) is not None:
+        if finished(folder, name) is not None and (so_far or known_by(folder, name) == keys[name]):
             continue
         failed = next((need for need in stage.needs if need in why), None)
         if failed is not None:
@@ -105,16 +110,45 @@ def run(
             why[name] = f"{VARIABLE} names no folder of real data"
         else:
             say(f"{name}: at work")
+            begin(folder, name, keys[name])
             if problem := execute(name, stage, folder, Path(data or "")):
                 why[name] = problem
-    found = {name: result for name in STAGES if (result := finished(folder, name)) is not None}
-    return Result("diagnose", ABOUT, claims(found, why), list(table(found)), {"missing": why})
+    found = {name: result for name in STAGES if name not in why and (result := finished(folder, name)) is not None}
+    old = [name for name in found if known_by(folder, name) != keys[name]]
+    about = ABOUT + (f". Of an earlier code or other data: {', '.join(old)}" if old else "")
+    return Result("diagnose", about, claims(found, why), list(table(found)), {"missing": why})
+
+
+def keys_of(folder: Path, data: str | None) -> dict[str, str]:
+    """{stage: digest of its command, the recipe, what it reads, and the code}."""
+    code = [file_digest(p) for p in sorted((harness.ROOT / "src").rglob("*.py"))]
+    recipe = file_digest(Path(RECIPE))
+    keys: dict[str, str] = {}
+    for name, stage in STAGES.items():
+        texts = Path(data or "") / TEXTS
+        read = [file_digest(texts) if stage.data and texts.is_file() else "", *(keys[need] for need in stage.needs)]
+        keys[name] = digest([stage.arguments(folder, Path(data or "")), recipe, code, read])
+    return keys
+
+
+def known_by(folder: Path, name: str) -> str:
+    """The key that a stage was begun with."""
+    path = folder / f"{name}.key"
+    return path.read_text() if path.is_file() else ""
+
+
+def begin(folder: Path, name: str, key: str) -> None:
+    """Away with what another key left; what this one left is gone on with."""
+    if known_by(folder, name) != key:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{name}.key", key)
 
 
 def execute(name: str, stage: Stage, folder: Path, data: Path) -> str:
     """Run one stage; why it failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    if stage.data and not (folder / "half.jsonl").exists():
+    if name == HALVED:
         write_half(data / TEXTS, folder / "half.jsonl")
     command = [sys.executable, "-m", "seamark", *stage.arguments(folder, data), "--out", str(folder / name)]
     log = folder / f"{name}.log"

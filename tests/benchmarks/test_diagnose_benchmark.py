@@ -107,6 +107,14 @@ def test_stages_run_once_and_what_needs_a_failed_one_is_left_out(tmp_path, monke
     before = list(commands)
     diagnose.run(folder=tmp_path, so_far=True)
     assert commands == before
+    recipe = tmp_path / "changed.yaml"
+    recipe.write_text(Path(diagnose.RECIPE).read_text() + "# changed\n")
+    monkeypatch.setattr(diagnose, "RECIPE", str(recipe))
+    (tmp_path / "reward" / "left").write_text("by another recipe")
+    assert "other data: reward" in diagnose.run(folder=tmp_path, so_far=True).about
+    diagnose.run(folder=tmp_path)
+    assert commands[len(before) :] == ["reward", "sae", "domain-saes", "risk"]
+    assert not (tmp_path / "reward" / "left").exists()
 
 
 def zipped(rows):
