@@ -48,7 +48,7 @@ class Setup:
 
 
 _HELPFUL = {CONTRAST: "prefs_helpful_hh.jsonl.gz"}
-_SMALLER = ("data.max_pairs={safety: 700, chat: 200}", "data.test_share=0.35", "reward.max_length=128",
+_SMALLER = ("data.max_pairs={safety: 1000, chat: 200}", "data.test_share=0.35", "reward.max_length=128",
             "denoise.rates=[0.02,0.06,0.1]")  # fmt: skip
 """What lets 300 retrainings and 80 models finish in some hours: most pairs and most held-out ones where the measures
 look, texts cut to their last 128 tokens (held-out accuracy of RM-Bench's safety pairs: 92 % so, 94 % with 256)."""
@@ -59,7 +59,7 @@ SETUPS = {
 }
 ABOUT = (
     "`seamark audit experiment` with the recipes audit-demo (the authored pairs) and audit-local (RM-Bench's safety "
-    "pairs and PKU-SafeRLHF's, at most 700, each beside 200 of hh-rlhf's helpful ones, 35 % of the prompts held out, "
+    "pairs and PKU-SafeRLHF's, at most 1,000, each beside 200 of hh-rlhf's helpful ones, 35 % of the prompts held out, "
     "texts cut to their last 128 tokens): MiniLM-L6 as reward model, five seeds, each with a reward model, an "
     "autoencoder, features and retrainings of its own; intervals resample seeds and prompts. D: safety accuracy lost "
     "by SAFER's flips less that lost by random ones (by the margin's), 5 % of the group flipped. Detection: AUROC for "
