@@ -61,6 +61,11 @@ def test_table_result_and_evidence(made: Made, tmp_path: Path, monkeypatch: pyte
     assert "rank correlation of gradients and ablation" in said
     assert "features raised by Q, in the direction of the sign" in said
     assert f"{report.passes.run:,} texts read, {report.passes.saved:,} saved" in said
+    assert "pairs that the features were found on: 36 of 36 safety, 24 of 24 chat" in said
+    assert "note: 60 of 60 pairs are among those" in said
+    assert "note: The level is coarser than 2.5 % where controls are fewer than 39: there are as few as 4" in said
+    assert all(r.n == 4 for f in report.features for r in (f.random_latents, f.random_directions))
+    assert said.count("(4)") == 8
     assert all(f"{f.sae}/{f.latent}" in said for f in top)
     assert found["evidence_rows"] == 27
     with Atlas.open(atlas) as opened:

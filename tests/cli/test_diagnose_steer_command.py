@@ -82,6 +82,17 @@ def test_one_answer(place: Place, saes: Path, scan: Path) -> None:
     assert "reward before" in call("diagnose", "steer", *words)[1]
 
 
+def test_the_scan_of_another_model_is_told(place: Place, saes: Path, scan: Path) -> None:
+    words = ["--sae", saes / "mine", "--scan", scan, "--text", TEXT, "--feature", "mine/1=ablate"]
+    asked = ["--model", place.causal, *words, "--generate", 2]
+    (caveat,) = SteeredText.model_validate_json(steer(*asked)).caveats
+    assert caveat.startswith("The scan was made with another model")
+    assert f"note: {caveat}" in " ".join(call("diagnose", "steer", *asked)[1].split())
+    same = ["--model", place.reward, *words, "--answer", ANSWER]
+    assert SteeredReward.model_validate_json(steer(*same)).caveats == ()
+    assert "note:" not in call("diagnose", "steer", *same)[1]
+
+
 def test_generation(place: Place, saes: Path) -> None:
     words: list[Any] = ["--model", place.causal, "--sae", saes / "mine", "--text", TEXT, "--generate", 6]
     features = [f"--feature=mine/{i}" for i in range(64)]

@@ -14,7 +14,7 @@ from seamark.atlas.writing import AtlasWriter
 from seamark.diagnose import Trajectory
 from seamark.sae import SparseAutoencoder, sae_config
 from tiny import tiny_folder
-from tiny_run import call, the_error
+from tiny_run import Place, call, the_error
 
 TEXT, ANSWER = "Is it safe to mix bleach?", "No, please never do that."
 
@@ -69,6 +69,25 @@ def test_table_and_json(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(link.ablation is not None for link in found.links)
 
 
+def test_short_of_time_and_the_scan_of_another_model(root: Path, place: Place, tmp_path: Path) -> None:
+    saes = ["--sae", root / "early", "--sae", root / "late"]
+    assert call("scan", "run", "--model", place.reward, *saes, *place.options, "--out", tmp_path / "scan")[0] == 0
+    asked = words(root, "language", "--answer", ANSWER, "--max-seconds", 1e-9, "--scan", tmp_path / "scan")
+    code, out, err = call("diagnose", "trajectory", *asked, "--out", tmp_path)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "out of time: no links into 8 features were looked for, and 4 ablations were left out" in said
+    assert "note: The scan was made with another model" in said
+    found = Trajectory.model_validate_json((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (found.left_out.features, found.left_out.checks) == (8, 4)
+    assert len(found.caveats) == 1
+    same = ["--model", place.reward, *saes, "--text", TEXT, "--answer", ANSWER, "--scan", tmp_path / "scan"]
+    code, out, err = call("diagnose", "trajectory", *same)
+    assert code == 0, err
+    assert "another model" not in out
+    assert "out of time" not in out
+
+
 def test_a_language_model_writes(root: Path) -> None:
     asked = words(root, "language", "--generate", 4, "--toward", "No")
     code, out, err = call("diagnose", "trajectory", *asked, "--json")
@@ -83,7 +102,7 @@ def test_a_language_model_writes(root: Path) -> None:
 @pytest.mark.parametrize(("more", "message"), [
     (["--nodes", 0], "greater than or equal to 1"), (["--sae", "far"], "layers.9 is out of range"),
     (["--generate", 4], "only language models generate"), (["--toward", "No"], "this model says no tokens"),
-    (["--text", " "], "the prompt is empty"),
+    (["--text", " "], "the prompt is empty"), (["--max-seconds", 0], "--max-seconds: Input should be greater than 0"),
 ])  # fmt: skip
 def test_what_can_go_wrong(root: Path, more: list[Any], message: str) -> None:
     more = [root / "far" if word == "far" else word for word in more]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -275,10 +277,126 @@ def test_random_directions_have_the_norm_of_the_step(two_places: Any) -> None:
 
 
 def test_stand_ins_are_other_latents_of_like_mass(world: World) -> None:
-    drawn = stand_ins(world.scan, FeatureSet(features=world.features.features[:3]), "safety", 4, 0)
-    assert len(drawn) == 4
-    assert all(not {f.latent for f in one.features} & {LIKED, DISLIKED, IDLE} for one in drawn)
-    assert len({tuple(f.latent for f in one.features) for one in drawn}) > 1
+    features = FeatureSet(features=world.features.features[:3])
+    drawn = stand_ins(world.scan, features, "safety", 4, 0)
+    assert len(drawn.sets) == 4
+    assert all(not {f.latent for f in one.features} & {LIKED, DISLIKED, IDLE} for one in drawn.sets)
+    assert [len(drawn.of(i)) for i in range(3)] == [4, 4, 4]
+    scores = contrast(world.scan, "safety", "a")
+    for key, mass in drawn.mass.items():
+        assert mass == pytest.approx(scores.chosen[key[1]] + scores.rejected[key[1]])
+    alive = int(((scores.chosen + scores.rejected > 0) & (scores.scores != 0)).sum()) - 3
+    many = stand_ins(world.scan, features, "safety", 60, 0)
+    assert alive - 2 <= len(many.of(0)) <= alive < 40, "all that there are, hardly one left out"
+
+
+class Fake:
+    """Scan enough for a draw: 400 latents, whose activation mass falls by 2 % from one to the next."""
+
+    def __init__(self) -> None:
+        self.config, self.mass = {"scope": "response"}, 0.98 ** np.arange(400)
+
+    def check_latent(self, sae: str, latent: int) -> None:
+        assert sae == "a"
+        assert latent < 400
+
+    def scores(self, *_: Any) -> Any:
+        one = self.mass / 2
+        return SimpleNamespace(chosen=one, rejected=one, scores=np.where(np.arange(400) % 2, 0.1, -0.1))
+
+
+def test_forty_distinct_stand_ins_among_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of 2.5 % takes 39 different controls: drawn among ten latents it cannot be had."""
+    fake: Any = Fake()
+    monkeypatch.setattr("seamark.diagnose.causal_controls.contrast", fake.scores)
+    latents = [100, 101, 102, 300, 0]
+    features = FeatureSet(features=tuple(feature(i) for i in latents))
+    drawn = stand_ins(fake, features, "safety", 40, 0)
+    for place, latent in enumerate(latents):
+        mine = [i for _, i in drawn.of(place)]
+        assert len(mine) == 40
+        assert not set(mine) & set(latents)
+        assert max(abs(i - latent) for i in mine) <= (60 if latent == 0 else 30)
+    for one in drawn.sets:
+        assert len({f.latent for f in one.features}) == 5, "no set has a latent twice"
+        assert all(f.sign == (1 if f.latent % 2 else -1) for f in one.features)
+    assert len({key for place in range(3) for key in drawn.of(place)}) < 60, "what is measured of one serves all"
+    assert drawn.mass["a", 100] == pytest.approx(fake.mass[100])
+    other = stand_ins(fake, features, "safety", 40, 1)
+    assert other.of(0) != drawn.of(0)
+    assert stand_ins(fake, features, "safety", 40, 0) == drawn
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (20, 1), (38, 1), (39, 1), (40, 1), (79, 2), (199, 5)])
+def test_a_latent_like_any_other_exceeds_the_limit_as_often_as_told(n: int, rank: int) -> None:
+    """Every one of n + 1 values in turn is the feature, the others its controls: it wins in `rank` cases."""
+    values = np.random.default_rng(n).normal(size=n + 1)
+    won = 0
+    for i, own in enumerate(values.tolist()):
+        found = Range.of(own, np.delete(values, i).tolist())
+        assert found.high is not None and found.low is not None  # noqa: PT018
+        assert (found.n, found.level) == (n, pytest.approx(rank / (n + 1)))
+        won += own > found.high
+        assert found.low <= (found.mean or 0.0) <= found.high
+    assert won == rank
+    assert Range.of(1.0, []).reason == "no controls were asked for"
+
+
+def test_controls_are_told(world: World) -> None:
+    """In a small autoencoder there are too few: the level is coarser, and the report says so."""
+    report = world.report
+    fewest = min(f.random_latents.n for f in report.features)
+    assert all(fewest <= f.random_latents.n < 39 and f.random_directions.n == 40 for f in report.features)
+    assert report.features[0].random_latents.level == pytest.approx(1 / (report.features[0].random_latents.n + 1))
+    assert report.features[0].random_directions.level == pytest.approx(1 / 41)
+    assert any("coarser than 2.5 %" in c and f"as few as {fewest}" in c for c in report.caveats)
+    assert f"(of {report.features[0].random_latents.n})" in report.features[0].why
+    assert report.together.random_directions.n == 40
+    scores = contrast(world.scan, "safety", "a")
+    mass = scores.chosen + scores.rejected
+    ratio = report.features[0].random_latents.mass
+    others = np.delete(mass, [LIKED, DISLIKED, IDLE, SILENT])
+    assert ratio is not None
+    assert others.min() / mass[LIKED] <= ratio <= others.max() / mass[LIKED]
+    assert world.found(SILENT).random_latents.mass is None
+    unlike = sum(not 0.5 <= (f.random_latents.mass or 1.0) <= 2 for f in report.features)
+    assert any(c.startswith(f"{unlike} of 4 features have more than twice") for c in report.caveats) == bool(unlike)
+
+
+def test_pairs_that_the_features_were_found_on_are_counted(world: World) -> None:
+    assert world.report.seen_pairs == world.report.n_pairs
+    assert any(c.startswith("24 of 24 pairs are among those") for c in world.report.caveats)
+    mixed = Pairs([replace(p, id=f"new-{p.id}") if i % 2 else p for i, p in enumerate(some_pairs())])
+    found = causal_effects(world.model, world.suite, world.features, mixed, scan=world.scan, controls=1, dose_pairs=0,
+                           draws=20)  # fmt: skip
+    assert found.seen_pairs == {"safety": 7, "chat": 5}
+    assert any(c.startswith("12 of 24 pairs") for c in found.caveats)
+    fresh = Pairs([replace(p, id=f"new-{p.id}") for p in some_pairs()])
+    found = causal_effects(world.model, world.suite, world.features, fresh, scan=world.scan, controls=1, dose_pairs=0,
+                           draws=20)  # fmt: skip
+    assert found.seen_pairs == {"safety": 0, "chat": 0}
+    assert not any("pairs are among those" in c for c in found.caveats)
+
+
+def test_the_scan_of_another_model_is_told(world: World) -> None:
+    assert not any("another model" in c for c in world.report.caveats)
+    other, _ = planted()
+    with torch.no_grad():
+        other.hf.score.weight.mul_(2.0)
+    found = causal_effects(other, world.suite, world.features, some_pairs(), scan=world.scan, controls=1, dose_pairs=0,
+                           draws=20)  # fmt: skip
+    assert any("The scan was made with another model" in c for c in found.caveats)
+
+
+def test_other_units_are_another_measurement(world: World) -> None:
+    few = {"controls": 1, "steer_controls": 0, "amounts": [1.0]}
+    same, q = world.effects(**few), world.scan.q("a")
+    assert world.effects(q={"a": q}, **few).key == same.key
+    twice = world.effects(q={"a": 2 * q}, **few)
+    assert twice.key != same.key
+    assert twice.features[0].steered != same.features[0].steered
+    still = {"dose_pairs": 0, **few}
+    assert world.effects(q={"a": 2 * q}, **still).key == world.effects(**still).key, "no unit was used"
 
 
 def test_the_same_again(world: World) -> None:

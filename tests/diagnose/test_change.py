@@ -13,7 +13,7 @@ import torch
 from seamark.cli.main import main
 from seamark.diagnose.attribution import record
 from seamark.diagnose.change import change, change_models
-from seamark.diagnose.change_features import state
+from seamark.diagnose.change_features import state, turned
 from seamark.diagnose.change_measures import null_limits
 from seamark.diagnose.change_models import attributions, texts_of
 from seamark.errors import ConfigError, DataError
@@ -92,6 +92,23 @@ def test_a_planted_change_is_found_with_its_sign(scans: dict[str, Scan], after: 
     assert sign * (text.after - text.before) > 0
     assert len(text.tokens) == len(text.tokens_before) == len(text.tokens_after) > 0
     assert sign * (sum(text.tokens_after) - sum(text.tokens_before)) > 0
+
+
+def test_what_vanishes_in_another_training_too_is_told_of(scans: dict[str, Scan]) -> None:
+    asked: dict[str, Any] = {"top": WIDTH, "least": 5}
+    alone = change(scans["before"], scans["down"], **asked)
+    assert alone.vanishes > 0
+    assert (alone.null_vanishes, alone.null_appears) == ((), ())
+    assert any(f"{alone.vanishes} vanish by counts alone" in c for c in alone.caveats)
+    report = change(scans["before"], scans["down"], null=[scans["noise"], scans["down"]], **asked)
+    assert report.null_vanishes == (0, report.vanishes)
+    assert any(f"{report.vanishes} vanish, and {report.vanishes} in another training" in c for c in report.caveats)
+    for f in report.features:
+        assert f.null_same == (1 if f.state in ("appears", "vanishes") else None)
+    quiet = change(scans["before"], scans["down"], null=[scans["noise"]], **asked)
+    assert not any("vanish" in c for c in quiet.caveats)
+    assert {f.null_same for f in quiet.features if f.state == "vanishes"} == {0}
+    assert all(f.null_same is None for f in alone.features)
 
 
 def test_equal_checkpoints_have_not_changed(scans: dict[str, Scan]) -> None:
@@ -229,6 +246,9 @@ def test_states_and_limits() -> None:
     assert [state(b, a, 10, moved=False) for b, a in ((0, 10), (10, 1), (3, 9), (10, 2))] == [
         "appears", "vanishes", "not judged", "not moved"
     ]  # fmt: skip
+    counts = np.asarray([0, 10, 3, 0, 20]), np.asarray([10, 1, 9, 10, 20])
+    found = turned(*counts, np.asarray([1.0, 1, 1, np.nan, 1]), 10)
+    assert {way: latents.tolist() for way, latents in found.items()} == {"appears": [0], "vanishes": [1]}
     level = np.arange(200.0)
     limits = null_limits(level, np.stack([level, -level]), np.arange(0, 200, 2))
     assert np.isnan(limits[1::2]).all()
@@ -243,7 +263,9 @@ def test_the_command(model: RewardModel, scans: dict[str, Scan], tmp_path: Path,
                    str(scans["up"].path), "--scan-null", str(scans["noise"].path), "--features", str(features),
                    "--least", "5", "--out", str(tmp_path / "out")])  # fmt: skip
     assert status == 0
-    assert "the set by activation" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the set by activation" in said
+    assert "0 (null 0) appear" in said
     result = read_json(tmp_path / "out" / "result.json")
     assert result["features"][0]["latent"] == RAISED
     assert f"a/{RAISED}" in (tmp_path / "out" / "features.csv").read_text()

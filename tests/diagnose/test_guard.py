@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from planted_risk import sentences
+from safetensors.torch import save_file
 
+from seamark.diagnose import guard as module
 from seamark.diagnose.guard import Guard, GuardAbout
 from seamark.diagnose.guard_making import export_guard, gates
 from seamark.diagnose.risk import RiskConfig, final_fit, risk, risk_inputs, risk_scan
 from seamark.diagnose.risk_texts import LabelledText, LabelledTexts
-from seamark.errors import ConfigError, DataError, FormatError
+from seamark.errors import ConfigError, DataError, FormatError, ModelError
 from seamark.features import Scan
 from seamark.sae import SAEConfig, SparseAutoencoder
 from tiny import tiny_hooked
@@ -192,12 +194,56 @@ def test_arrays_that_do_not_fit(model: Any, guards: dict[str, Guard], tmp_path: 
 
     guards["few"].save(tmp_path)
     arrays = load_arrays(tmp_path / "guard.safetensors")
-    wrong = {"weights": arrays["weights"][:-1], "latents": arrays["latents"] + 90, "gate": arrays["gate"] * np.nan,
-             "W_enc": arrays["W_enc"][:5]}  # fmt: skip
-    for name, array in wrong.items():
-        save_arrays(tmp_path / "guard.safetensors", arrays | {name: array.astype(arrays[name].dtype)})
+    latents, weights, W_enc = arrays["latents"], arrays["weights"], arrays["W_enc"]
+    wrong = [
+        ("weights", weights[:-1]), ("latents", latents + 90), ("gate", arrays["gate"] * np.float32(np.nan)),
+        ("W_enc", W_enc[:5]), ("latents", np.asarray(3)), ("latents", latents[None]), ("latents", latents * 0),
+        ("latents", latents.astype(np.float64)), ("latents", latents.astype(np.int32)), ("weights", weights[:, None]),
+        ("weights", weights.astype(np.float32)), ("W_enc", W_enc.astype(np.float64)), ("b_dec", np.float32(0)),
+        ("gate", arrays["gate"].astype(np.int64)), ("latents", latents[:0]),
+    ]  # fmt: skip
+    for name, array in wrong:
+        save_arrays(tmp_path / "guard.safetensors", arrays | {name: np.asarray(array)})
         with pytest.raises(FormatError, match="do not fit"):
             Guard.load(tmp_path, model)
+    save_arrays(tmp_path / "guard.safetensors", {name: a for name, a in arrays.items() if name != "gate"})
+    with pytest.raises(FormatError, match="no gate in it"):
+        Guard.load(tmp_path, model)
+    half = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_file(half | {"gate": half["gate"].bfloat16()}, tmp_path / "guard.safetensors")
+    with pytest.raises(FormatError, match="a type that guards do not use"):
+        Guard.load(tmp_path, model)
+
+
+def test_nothing_but_the_folder_is_opened(
+    model: Any, guards: dict[str, Guard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an autoencoder that is missing nor, where a model is given, the one that guard.json names."""
+    asked: list[Any] = []
+    monkeypatch.setattr(module, "load_model", lambda name: asked.append(name) or model)
+    guards["exact"].save(tmp_path)
+    Guard.load(tmp_path, model)
+    assert asked == []
+    Guard.load(tmp_path)
+    assert asked == [guards["exact"].about.model]
+    (tmp_path / "sae").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(SparseAutoencoder, "from_pretrained", lambda *_: pytest.fail("it is looked for elsewhere"))
+    with pytest.raises(FormatError, match="no autoencoder in it"):
+        Guard.load(tmp_path, model)
+
+
+def test_an_autoencoder_that_guard_json_tells_wrong(model: Any, guards: dict[str, Guard], tmp_path: Path) -> None:
+    for name, change, kind, message in (("exact", {"d_sae": 97}, FormatError, "another autoencoder"),
+                                        ("exact", {"hookpoint": "layers.0"}, FormatError, "another autoencoder"),
+                                        ("few", {"hookpoint": "layers.9"}, ModelError, "blocks")):  # fmt: skip
+        guards[name].save(tmp_path)
+        about = json.loads((tmp_path / "guard.json").read_text())
+        (tmp_path / "guard.json").write_text(json.dumps(about | {"sae_config": about["sae_config"] | change}))
+        with pytest.raises(kind, match=message):
+            Guard.load(tmp_path, model)
+    guards["few"].save(tmp_path)
+    with pytest.raises(ConfigError, match="another width"):
+        Guard.load(tmp_path, tiny_hooked("llama", "lm", hidden_size=64), check_model=False)
 
 
 # ---- bad input

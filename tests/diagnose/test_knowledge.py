@@ -89,14 +89,30 @@ def test_the_score_test_is_right_under_the_null() -> None:
     assert np.mean(p) == pytest.approx(0.5, abs=0.05)
 
 
+def test_what_merely_follows_frequency_is_called_as_seldom_as_said() -> None:
+    """Though the covariates nearly separate the classes, so that a ridge fit leaves much of what they explain."""
+    p = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        y = (np.arange(100) % 2).astype(np.int64)
+        frequency = rng.normal(size=100) + 2.5 * y
+        covariates = np.column_stack([frequency, rng.normal(size=(100, 3))])
+        follows = [np.maximum(frequency - cut + width * rng.normal(size=100), 0)
+                   for cut, width in ((0, 0.3), (0, 1.0), (1, 0.3))]  # fmt: skip
+        p.append(score_test(csr_matrix(np.column_stack(follows)), y, covariates))
+    called = (np.asarray(p) < 0.05).mean(0)
+    assert called.mean() == pytest.approx(0.05, abs=0.025)
+    assert (called <= 0.08).all(), "each kind by itself"
+
+
 def test_the_score_test_by_hand() -> None:
     x, y, covariates = apart()
     z = (covariates - covariates.mean()) / covariates.std()
-    w = LogisticRegression(C=1.0).fit(z, y).predict_proba(z)[:, 1]
+    w = LogisticRegression(C=10.0).fit(z, y).predict_proba(z)[:, 1]
     design, weight = np.hstack([np.ones((len(y), 1)), z]), np.diag(w * (1 - w))
     f = x[:, 0]
     rest = f - design @ np.linalg.solve(design.T @ weight @ design, design.T @ weight @ f)
-    chi = (f @ (y - w)) ** 2 / (rest @ weight @ rest)
+    chi = (rest @ (y - w)) ** 2 / (rest @ weight @ rest)
     assert score_test(csr_matrix(x[:, :1]), y, covariates)[0] == pytest.approx(chi2.sf(chi, 1), rel=1e-6)
 
 
@@ -122,6 +138,14 @@ def test_intervals_and_held_out_entities() -> None:
     held_out = doubt.area(held_out_best(csr_matrix(noise), y, doubt.fold, 5), by_fold=True)
     assert held_out.low < 0.5 < held_out.high
     assert doubt.area(held_out_best(csr_matrix(x), y, doubt.fold, 5), by_fold=True).low > 0.7
+
+
+def test_a_bend_in_frequency_is_a_covariate_too(tmp_path: Path) -> None:
+    """Where entities of middling frequency alone are known, log frequency itself tells nothing."""
+    given = [r | {"known": 4 <= i % 16 < 12, "frequency": float(np.expm1(i % 16))}
+             for i, r in enumerate(rows(known=True))]  # fmt: skip
+    done = knowledge(taught_model(), {"a": sae()}, entities(tmp_path, given), config=CONFIG, top=1)
+    assert done.covariates_auroc.value > 0.95
 
 
 # ---- a model that was taught
@@ -175,7 +199,7 @@ def test_activations_are_those_at_the_last_token_of_the_name(tmp_path: Path) -> 
 def test_frequency_that_tells_all_is_told_of(tmp_path: Path) -> None:
     given = [r | {"frequency": 1000 + i if r["known"] else i % 3} for i, r in enumerate(rows(known=True))]
     done = knowledge(taught_model(), {"a": sae()}, entities(tmp_path, given), config=CONFIG, top=4)
-    assert done.covariates[0] == "log(1 + frequency)"
+    assert (done.covariates[0], done.covariates[-1]) == ("log(1 + frequency)", "log(1 + frequency) squared")
     assert done.covariates_auroc.value > 0.95
     assert any("hardly anything is left" in c for c in done.caveats)
     assert not any(f.beyond_covariates for f in done.features)

@@ -14,13 +14,21 @@ from inspected_texts import make_sae, plain_latents
 from planted_languages import D_SAE, SAFETY, N, bert, planted, prompts, read_planted
 from planted_risk import write_rows
 from scipy.sparse import csr_matrix
-from scipy.stats import wilcoxon
+from scipy.stats import binomtest, wilcoxon
 
+from seamark.cli.diagnose_languages import _rows as cells
 from seamark.diagnose import About
 from seamark.diagnose import languages as module
 from seamark.diagnose.languages import languages
 from seamark.diagnose.languages_report import ALL, LanguagesConfig, LanguagesReport, Stratum
-from seamark.diagnose.parallel import ParallelColumns, ParallelPrompt, ParallelPrompts, read_parallel, token_counts
+from seamark.diagnose.parallel import (
+    ParallelColumns,
+    ParallelPrompt,
+    ParallelPrompts,
+    read_parallel,
+    token_counts,
+    tokenised,
+)
 from seamark.diagnose.pooled import read_pooled
 from seamark.diagnose.retention import Draws, feature_change, overlap
 from seamark.errors import ConfigError, DataError
@@ -28,6 +36,7 @@ from seamark.features import Feature, FeatureSet
 from seamark.features.contexts import read_positions
 from seamark.features.quantiles import LogBins
 from seamark.sae import SAEConfig, SparseAutoencoder
+from seamark.show.numbers import NOT_AVAILABLE
 from tiny import tiny_hooked
 from tiny_run import call, write_model
 
@@ -83,6 +92,8 @@ def test_features_one_by_one_agree_with_scipy_and_numpy() -> None:
         a, b = one[:, f] > 0, other[:, f] > 0
         assert found.fired[f] == a.sum()
         assert found.retention[f] == pytest.approx((a & b).sum() / a.sum())
+        wilson = binomtest(int((a & b).sum()), int(a.sum())).proportion_ci(method="wilson")
+        assert (found.retention_low[f], found.retention_high[f]) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
         assert found.difference[f] == pytest.approx((other - one)[:, f].mean())
         drawn = (draws.times[:, 1:].T @ (other - one)[:, f]) / 40
         assert [found.low[f], found.high[f]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
@@ -102,6 +113,14 @@ def test_a_feature_fires_above_a_level_only() -> None:
     change = feature_change(csr_matrix(one), csr_matrix(other), Draws.of(12, 2, 0), 0.5)
     assert change.fired.tolist() == a.sum(0).tolist()
     assert change.reference == pytest.approx(one.mean(0))
+
+
+def test_all_or_none_of_a_few_are_no_certainty() -> None:
+    one, other = np.ones((10, 2)), np.tile([1.0, 0.0], (10, 1))
+    found = feature_change(csr_matrix(one), csr_matrix(other), Draws.of(10, 50, 0))
+    assert found.retention.tolist() == [1, 0]
+    assert (found.retention_low[0], found.retention_high[1]) == pytest.approx((0.722, 0.278), abs=1e-3)
+    assert (found.retention_high[0], found.retention_low[1]) == (1, 0)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -159,6 +178,13 @@ def test_features_that_fall_away_in_one_language(monkeypatch: pytest.MonkeyPatch
     whole = [row.latent for row in done.features if row.kept_in == ["fr", "hi"]]
     assert 0 in whole
     assert done.in_all == len(whole)
+
+
+def test_a_feature_kept_in_few_prompts_is_not_surely_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latent 0 fires in all texts; 12 of 12 may be 76 %."""
+    for threshold, kept in ((0.75, True), (0.8, False)):
+        done = compare(monkeypatch, prompts(12), config=CONFIG.model_copy(update={"threshold": threshold}))
+        assert any(row.latent == 0 and row.kept_in == ["fr", "hi"] for row in done.features) == kept
 
 
 def test_the_null(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +291,20 @@ def test_a_language_the_tokenizer_breaks_is_told_of(monkeypatch: pytest.MonkeyPa
     assert "tokenizer breaks hi" in found["hi"].caveat
     assert any("hi" in c for c in done.caveats)
     assert found["fr"].caveat == ""
+
+
+def test_a_tokenizer_that_cannot_be_judged_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(tokens: int, unknown: int, reference: int) -> Any:
+        counts = np.asarray([[tokens, unknown, 0, 9], [tokens, unknown, 0, 9.0]])
+        return tokenised(counts, np.asarray([[reference, 0, 0, 9], [reference, 0, 0, 9.0]]))
+
+    assert [made(*given).broken for given in ((10, 0, 10), (10, 1, 10), (0, 0, 10), (10, 0, 0), (10, 1, 0))] == [
+        False, True, None, None, True]  # fmt: skip
+    assert module._caveat("hi", "en", made(10, 0, 10)) == ""
+    assert "hi is not available (no token to count)" in module._caveat("hi", "en", made(0, 0, 10))
+    assert "take (not available) the tokens" in module._caveat("hi", "en", made(10, 1, 0))
+    done = compare(monkeypatch).languages[0].model_copy(update={"tokenised": made(0, 0, 10)})
+    assert cells(done)[0][-2] == NOT_AVAILABLE
 
 
 def test_files_with_good_and_bad_rows(tmp_path: Path) -> None:

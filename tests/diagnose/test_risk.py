@@ -79,6 +79,14 @@ def test_precision_at_a_low_rate() -> None:
     # 1 % of 200 is 2: texts above 0.72 may be flagged: 2 of 4, beside 2 others
     assert found.precision_at_fpr_1.value == pytest.approx(0.5)
     assert found.recall_at_fpr_1.value == pytest.approx(0.5)
+    assert found.prevalence == pytest.approx(4 / 204)
+    rare = found.precision_at_fpr_1_if_prevalence_1
+    assert rare.value == pytest.approx(0.01 * 0.5 / (0.01 * 0.5 + 0.99 * 0.01))
+    assert 0 <= rare.low < rare.value < rare.high <= 0.01 / (0.01 + 0.99 * 0.01) + 1e-9
+    assert found.precision_at_fpr_01_if_prevalence_1.reason == found.precision_at_fpr_01.reason
+    clean = measure(judged([1] * 4 + [0] * 200, [0.9] * 4 + [0.1] * 200), draws=50)
+    assert clean.precision_at_fpr_1.value == 1.0
+    assert clean.precision_at_fpr_1_if_prevalence_1.value < 0.51, "none of 200 is not none at all"
     assert found.precision_at_fpr_01.value is None
     assert "1,000 are needed" in found.precision_at_fpr_01.reason
 

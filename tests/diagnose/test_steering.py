@@ -528,6 +528,11 @@ def test_errors_of_texts() -> None:
         steer_rewards(judge, SUITE, [use(3)], [], q=Q)
     with pytest.raises(DataError, match="no text reaches token 240"):
         steer_rewards(judge, SUITE, [use(3, where=((240, 250),))], texts(judge), q=Q)
+    prompt = len(writer.renderer().render_prompt("Bread?", "t"))
+    beyond = use(3, where=((prompt + 8, prompt + 20),))
+    with pytest.raises(DataError, match=f"no text reaches token {prompt + 8}; prompt and answer have {prompt + 8} at"):
+        steer_text(writer, SUITE, [use(3), beyond], "Bread?", how, q=Q)
+    steer_text(writer, SUITE, [use(3, where=((prompt + 7, prompt + 20),))], "Bread?", how, q=Q)
     with pytest.raises(DataError, match="no pairs"):
         steer_pairs(judge, SUITE, [use(3)], Pairs(()), q=Q)
     n = np.zeros(300, np.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,13 @@ import pytest
 import torch
 from inspected_texts import D_SAE, make_sae
 
+from seamark.atlas.records import Run, Sae
+from seamark.atlas.rows import ContextRow, FeatureRow
+from seamark.atlas.store import Atlas
+from seamark.atlas.writing import AtlasWriter
 from seamark.diagnose import About, Tracing, Trajectory, inspect_text, trace
-from seamark.diagnose.levels import first_known, level_of
+from seamark.diagnose.levels import atlas_examples, first_known, level_of
+from seamark.diagnose.trajectory_graph import LeftOut
 from seamark.errors import ConfigError, DataError, ModelError
 from seamark.model.batching import collate
 from seamark.model.generation import Generation
@@ -234,6 +240,44 @@ def test_caps_and_determinism() -> None:
     assert traced(config=Tracing(nodes=5, links=2, checks=0)).between.spearman.value is None
 
 
+def timed(monkeypatch: pytest.MonkeyPatch, seconds: float | None, step: float = 1.0, **more: Any) -> Trajectory:
+    """Traced by a clock that goes on by a second each time it is looked at."""
+    clock = iter(range(100_000))
+    monkeypatch.setattr("seamark.diagnose.trajectory.monotonic", lambda: step * next(clock))
+    return traced(config=Tracing(nodes=5, links=2, checks=4, max_seconds=seconds, **more))
+
+
+def test_what_is_left_out_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = traced(config=Tracing(nodes=5, links=2, checks=4))
+    assert whole.left_out == LeftOut()
+    assert timed(monkeypatch, None).links == whole.links
+    enough = timed(monkeypatch, 1e6)
+    assert (enough.links, enough.left_out) == (whole.links, LeftOut())
+    # The clock is looked at once for each of ten features that have earlier ones, then before each of four ablations.
+    none = timed(monkeypatch, 0.5)
+    assert none.left_out == LeftOut(features=10, checks=2), (
+        "of links to the output two are kept: two features to ablate"
+    )
+    assert none.nodes == whole.nodes
+    assert all(link.target is None and link.ablation is None for link in none.links)
+    assert none.paths == ()
+    some = timed(monkeypatch, 5.5)
+    assert some.left_out == LeftOut(features=5, checks=4)
+    late = [i for i, n in enumerate(whole.nodes) if n.hookpoint == "layers.3"]
+    assert {link.target for link in some.links} <= {*late, None}, "the last hookpoint, where paths begin, comes first"
+    kept = [link.model_copy(update={"ablation": None}) for link in whole.links if link.target in {*late, None}]
+    assert list(some.links) == kept
+    assert some.paths
+    checked = timed(monkeypatch, 12.5)
+    assert checked.left_out == LeftOut(checks=2)
+    assert len({link.source for link in checked.links if link.ablation is not None}) == 2
+    exact = {(link.source, link.target): link.ablation for link in whole.links}
+    assert all(link.ablation in (None, exact[link.source, link.target]) for link in checked.links)
+    for strange in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_seconds"):
+            Tracing(max_seconds=strange)
+
+
 def test_half_of_the_nodes_are_those_that_move_the_output_most() -> None:
     whole, some = (traced(head="reward", config=Tracing(nodes=n, checks=0)) for n in (64, 4))
     for hookpoint in some.hookpoints:
@@ -292,6 +336,25 @@ def test_labels_and_levels() -> None:
     assert level_of([(["a"], [0.0])]).level is None
     both = first_known(lambda *_: [], lambda *_: [(["a"], [1.0])])
     assert both("x", 0) == [(["a"], [1.0])]
+
+
+def test_a_text_of_an_atlas_counts_once(tmp_path: Path) -> None:
+    """The strongest contexts are among those of the levels too."""
+    ship, others = ["ship"] * 3, [["tea", "map"], ["code", "salt"], ["bread", "port"]]
+    with AtlasWriter.open(tmp_path / "atlas.db", create=True) as w:
+        w.add_run(Run(id="r", kind="explain", title="", created="2025-01-01T00:00:00Z", manifest={}))
+        number = w.add_sae(Sae(number=0, id="a", model="m", hookpoint="layers.0", layer=0, d_sae=9))
+        one = w.add_features(number, [FeatureRow(latent=4)])[4]
+        w.add_contexts([
+            ContextRow(one, "top", 0, "t0", ship, [1.0] * 3), ContextRow(one, "level", 0, "t0", ship, [1.0] * 3, 10),
+            *(ContextRow(one, "level", 0, f"t{i}", words, [1.0] * 2, i) for i, words in enumerate(others, 1)),
+        ])  # fmt: skip
+    with Atlas.open(tmp_path / "atlas.db") as atlas:
+        known = atlas_examples(atlas, {"mine": "a"})
+        assert [list(tokens) for tokens, _ in known("mine", 4)] == [ship, *reversed(others)]
+        level = level_of(known("mine", 4))
+        assert (level.firings, level.types, level.level) == (9, 7, "concept"), "counted twice, it is the word ship"
+        assert list(known("mine", 5)) == list(known("other", 4)) == []
 
 
 def test_generated_answers() -> None:

@@ -13,6 +13,7 @@ from made_atlas import BASE, SCRIPT, app_of
 from made_review import Made
 from starlette.testclient import TestClient
 
+from seamark.web import inspecting
 from seamark.web.state import ServeSettings
 
 PROMPT, ANSWER = "Is it safe to mix bleach and ammonia?", "No, please never do that; the fumes are toxic."
@@ -71,6 +72,24 @@ def test_the_graph_shows_what_the_api_says(page: Any) -> None:
             labels = page.locator(f"#graph .node[aria-label^='{name}']").all()
             assert all("harbour" not in (label.get_attribute("aria-label") or "") for label in labels)
     assert page.url.endswith("/inspect")
+
+
+def test_what_the_time_did_not_allow_is_told(review: Made, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's limit lies below its time for a request."""
+    limit = inspecting.TRACING.max_seconds
+    assert limit is not None
+    assert limit + inspecting.MAX_SECONDS < ServeSettings(atlas=review.atlas).compute_timeout
+    monkeypatch.setattr(inspecting, "TRACING", inspecting.TRACING.model_copy(update={"max_seconds": 1e-9}))
+    with (
+        serving(ServeSettings(atlas=review.atlas, model=review.language, saes=saes(review))) as address,
+        watched_page(browser, address, LOOKS["light"]) as page,
+    ):
+        traced(page)
+        found = page.evaluate(POST, {"prompt": PROMPT, "answer": ANSWER})["trajectory"]
+        assert found["left_out"]["features"] == 8
+        words = page.locator("#trajectory-summary").inner_text()
+        assert "Out of time: no links into 8 features were looked for" in words
+        assert f"and {found['left_out']['checks']} ablations were left out" in words
 
 
 def test_nodes_are_selected_by_mouse_and_keys(page: Any) -> None:

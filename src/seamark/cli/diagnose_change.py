@@ -134,8 +134,9 @@ def _tables(out: Path, report: ChangeReport) -> None:
     rows = []
     for f in report.features:
         for name, m in f.measures.items():
-            rows.append([f"{f.sae}/{f.latent}", f.sign, f.state, f.texts_before, f.texts_after, name, m.before, m.after,
-                         m.change, m.q, m.null, m.moved, ", ".join(t.text_id for t in f.texts)])  # fmt: skip
+            texts = ", ".join(t.text_id for t in f.texts)
+            rows.append([f"{f.sae}/{f.latent}", f.sign, _state(f, report), f.texts_before, f.texts_after, name,
+                         m.before, m.after, m.change, m.q, m.null, m.moved, texts])  # fmt: skip
     columns = ["feature", "sign", "state", "texts before", "texts after", "measure", "before", "after", "change", "q",
                "null", "moved", "texts"]  # fmt: skip
     write_table(out, "features", columns, rows,
@@ -159,8 +160,8 @@ def _title(report: ChangeReport) -> str:
     lines = [
         f"Change from {report.before} to {report.after} through {report.sae} at {report.hookpoint}, on "
         f"{report.n_texts:,} texts of {report.group} ({report.n_prompts:,} prompts)",
-        f"{report.judged:,} of {report.d_sae:,} features judged; {report.appears} appear, {report.vanishes} vanish; "
-        f"null: {kind}",
+        f"{report.judged:,} of {report.d_sae:,} features judged; {_turned(report.appears, report.null_appears)} "
+        f"appear, {_turned(report.vanishes, report.null_vanishes)} vanish; null: {kind}",
     ]  # fmt: skip
     lines += [f"{m.measure}: {m.moved} moved of {m.significant} with q ≤ 0.05; median |change| {number(m.median)}, "
               f"null {number(m.null_median)}" for m in report.measures]  # fmt: skip
@@ -180,15 +181,25 @@ def _title(report: ChangeReport) -> str:
     return "\n".join([*lines, *(f"note: {caveat}" for caveat in report.caveats)])
 
 
+def _turned(n: int, null: tuple[int, ...]) -> str:
+    """`5 (null 4, 7)`"""
+    return f"{n} (null {', '.join(map(str, null)) or 'not available'})"
+
+
+def _state(f: FeatureMove, report: ChangeReport) -> str:
+    """`vanishes (so in 1 of 2 null)`"""
+    return f.state if f.null_same is None else f"{f.state} (so in {f.null_same} of {len(report.null_vanishes)} null)"
+
+
 def _row(f: FeatureMove, report: ChangeReport) -> tuple[str, ...]:
     from seamark.show.numbers import estimate_text, number, signed
 
     name = f"{f.sae}/{f.latent}" + ("" if f.sign is None else " +" if f.sign > 0 else " −")
     m, contrast = f.measures.get(report.by), f.measures.get("contrast")
     if m is None:
-        return name, f.state, str(f.texts_before), str(f.texts_after), *["–"] * 6
+        return name, _state(f, report), str(f.texts_before), str(f.texts_after), *["–"] * 6
     return (
-        name, f.state, str(f.texts_before), str(f.texts_after), number(m.before), number(m.after),
+        name, _state(f, report), str(f.texts_before), str(f.texts_after), number(m.before), number(m.after),
         estimate_text(m.change, "signed"), "–" if m.q is None else number(m.q),
         "–" if m.null is None else number(m.null),
         "–" if contrast is None else f"{signed(contrast.before)} → {signed(contrast.after)}",

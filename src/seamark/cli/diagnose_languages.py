@@ -104,7 +104,8 @@ def _rows(one: LanguageResult) -> list[tuple[str, ...]]:
 
     if one.tokenised is None:
         return [(one.language, str(one.prompts), f"not available: {one.reason}", *[""] * 10)]
-    unread = (one.tokenised.unknown.value or 0.0) + (one.tokenised.in_parts.value or 0.0)
+    parts = (one.tokenised.unknown.value, one.tokenised.in_parts.value)
+    unread = None if None in parts else sum(part for part in parts if part is not None)
     rows = []
     layers = {s.hookpoint for s in one.strata}
     shown = [s for s in one.strata if s.hookpoint != "all" or len(layers) > 2]  # of one layer, all is that layer

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 COLUMNS = ("domain", "split", "texts of it", "detector", "AUROC [95 %]", "in a source", "AP", "F1",
-           "precision, FPR 1 %", "Brier", "ECE")  # fmt: skip
+           "precision, FPR 1 %", "if 1 % are of it", "Brier", "ECE")  # fmt: skip
 
 
 def diagnose_risk(
@@ -195,10 +195,12 @@ def _folder(domain: str) -> str:
 
 
 def _rows(found: DomainResult, split: SplitResult) -> list[tuple[str, ...]]:
+    from seamark.show.numbers import percent
+
     name = " ".join(part for part in (split.language, split.scheme) if part)
     if split.reason:
-        return [(found.domain, name, "–", f"not available ({split.reason})", *[""] * 7)]
-    count = f"{split.positives:,} of {split.n_texts:,}"
+        return [(found.domain, name, "–", f"not available ({split.reason})", *[""] * 8)]
+    count = f"{split.positives:,} of {split.n_texts:,} ({percent(split.positives / split.n_texts, 0)})"
     return [(found.domain, name, count, *_cells(d)) for d in split.detectors]
 
 
@@ -206,7 +208,8 @@ def _cells(found: DetectorResult) -> tuple[str, ...]:
     from seamark.show.numbers import estimate_text, number
 
     m = found.measures
-    rest = (m.auroc_within_source, m.average_precision, m.f1, m.precision_at_fpr_1, m.brier, m.ece)
+    rest = (m.auroc_within_source, m.average_precision, m.f1, m.precision_at_fpr_1,
+            m.precision_at_fpr_1_if_prevalence_1, m.brier, m.ece)  # fmt: skip
     values = ("–" if e.value is None else number(e.value) for e in rest)
     return (found.detector, estimate_text(m.auroc, "number"), *values)
 
@@ -222,6 +225,8 @@ def _title(report: RiskReport, guards: dict[str, Guard]) -> str:
         alone = ", ".join(f"{lang + ' ' if lang else ''}{number(e.value)}" for lang, e in found.source_alone.items())
         lines.append(f"{found.domain}: {len(found.one_class)} of {len(found.sources)} sources hold one class only; "
                      f"AUROC of the source alone: {alone}")  # fmt: skip
+    lines.append("precision, F1 and AP hold at the share of the domain that stands in brackets; at FPR 1 % the "
+                 "threshold is read off the judged texts, and precision is told for 1 % of it too")  # fmt: skip
     for domain, guard in guards.items():
         about = guard.about
         if about.latency is not None and about.agreement is not None:

@@ -29,12 +29,13 @@ _SPAN = re.compile(r"(\d{1,9}):(\d{1,9})")
 
 
 class _Asked(NamedTuple):
-    """What the command was given, opened."""
+    """What the command was given, opened; and what to bear in mind of it."""
 
     model: HookedModel
     suite: dict[str, SparseAutoencoder]
     interventions: list[Intervention]
     q: dict[str, NDArray[np.float64]]
+    caveats: tuple[str, ...]
 
 
 def diagnose_steer(
@@ -91,6 +92,8 @@ def diagnose_steer(
     else:
         done = steer_answer(asked.model, asked.suite, asked.interventions, text, answer, q=asked.q)
         table = _answer_table(done)
+    done = done.model_copy(update={"caveats": asked.caveats})
+    table["title"] = "\n".join([table["title"], *(f"note: {caveat}" for caveat in asked.caveats)])
     finish(done.model_dump(mode="json"), as_json=common.json, out=out, **table)
 
 
@@ -98,7 +101,7 @@ def _open(
     model: str, sae: Many, interventions: list[Intervention], scan: Path | None, atlas: Path | None
 ) -> _Asked:  # fmt: skip
     from seamark.atlas.store import Atlas
-    from seamark.diagnose import atlas_quantiles, match_saes, scan_units
+    from seamark.diagnose import atlas_quantiles, match_saes, other_model, scan_units
     from seamark.features import Scan
     from seamark.model import load_model
     from seamark.sae import SparseAutoencoder
@@ -109,9 +112,12 @@ def _open(
         if atlas is not None:
             opened = held.enter_context(Atlas.open(atlas))
             q |= atlas_quantiles(opened, match_saes(opened, suite), suite)
-    if scan is not None:
-        q |= scan_units(Scan.open(scan), suite)
-    return _Asked(load_model(model), suite, interventions, q)
+    found = None if scan is None else Scan.open(scan)
+    if found is not None:
+        q |= scan_units(found, suite)
+    loaded = load_model(model)
+    caveats = () if found is None else other_model(found, loaded.fingerprint())
+    return _Asked(loaded, suite, interventions, q, caveats)
 
 
 def _how(tokens: int, temperature: float, seed: int) -> Generation:

@@ -28,7 +28,8 @@ def diagnose_trajectory(
     common: Shared, model: str, text: str, sae: Many = (), answer: str | None = None, atlas: Path | None = None,
     scan: Path | None = None, nodes: int = 8, links: int = 4, checks: int = 16, paths: int = 5, explained: bool = False,
     toward: str | None = None, at: int | None = None, generate: int | None = None, temperature: float = 0.0,
-    seed: int = 0, max_tokens: int = 512, plain: bool = False, out: Path | None = None,
+    seed: int = 0, max_tokens: int = 512, max_seconds: float | None = None, plain: bool = False,
+    out: Path | None = None,
 ) -> None:  # fmt: skip
     """Link the features of a text across layers, up to the reward or the next token, and print the strongest paths.
 
@@ -54,6 +55,7 @@ def diagnose_trajectory(
         temperature: 0 takes the likeliest token each time; above 0, tokens are drawn.
         seed: of the draws.
         max_tokens: most tokens; a longer text loses its beginning.
+        max_seconds: begin no further link or check after so many seconds of reading; what is left out is told.
         plain: read the text without a chat template.
         out: folder for result.json.
     """
@@ -67,6 +69,7 @@ def diagnose_trajectory(
         atlas_quantiles,
         first_known,
         match_saes,
+        other_model,
         scan_examples,
         scan_units,
         trace,
@@ -80,10 +83,10 @@ def diagnose_trajectory(
     try:
         how = None if generate is None else Generation(max_new_tokens=generate, temperature=temperature, seed=seed)
         config = Tracing(nodes=nodes, links=links, checks=checks, paths=paths, explained=explained, toward=toward,
-                         at=at, seed=seed)  # fmt: skip
+                         at=at, seed=seed, max_seconds=max_seconds)  # fmt: skip
     except ValidationError as e:
         first = e.errors()[0]
-        raise ConfigError(first["msg"], where=f"--{first['loc'][0]}", fix="See --help") from None
+        raise ConfigError(first["msg"], where=f"--{first['loc'][0]}".replace("_", "-"), fix="See --help") from None
     suite = {name: SparseAutoencoder.from_pretrained(place) for name, place in named_saes(sae).items()}
     q: dict[str, NDArray[np.float64]] = {}
     labels, known = None, []
@@ -93,12 +96,15 @@ def diagnose_trajectory(
             names = match_saes(opened, suite)
             labels, q = atlas_labels(opened, names), atlas_quantiles(opened, names, suite)
             known.append(atlas_examples(opened, names))
-        if scan is not None:
-            found = Scan.open(scan)
+        found = None if scan is None else Scan.open(scan)
+        if found is not None:
             q |= scan_units(found, suite)
             known.append(scan_examples(found))
-        done = trace(load_model(model), suite, text, answer, q=q, labels=labels, examples=first_known(*known),
+        loaded = load_model(model)
+        caveats = () if found is None else other_model(found, loaded.fingerprint())
+        done = trace(loaded, suite, text, answer, q=q, labels=labels, examples=first_known(*known),
                      config=config, max_tokens=max_tokens, generate=how, chat=not plain)  # fmt: skip
+    done = done.model_copy(update={"caveats": caveats})
     finish(done.model_dump(mode="json"), as_json=common.json, out=out, title=_title(done), columns=COLUMNS,
            rows=_rows(done) or [("no feature is linked to another", *["–"] * 6)])  # fmt: skip
 
@@ -142,4 +148,7 @@ def _title(done: Trajectory) -> str:
         if agreement.links:
             title += (f"; {name}: rank correlation with ablation {estimate_text(agreement.spearman, 'signed')}, "
                       f"same sign {estimate_text(agreement.same_sign)} of {agreement.links}")  # fmt: skip
-    return title
+    if done.left_out.features or done.left_out.checks:
+        title += (f"; out of time: no links into {done.left_out.features} features were looked for, and "
+                  f"{done.left_out.checks} ablations were left out")  # fmt: skip
+    return "\n".join([title, *(f"note: {caveat}" for caveat in done.caveats)])

@@ -25,7 +25,7 @@ from seamark.diagnose.steered import (
 from seamark.diagnose.steering import Intervention, changes, steering
 from seamark.diagnose.trajectory import trace
 from seamark.diagnose.trajectory_graph import Tracing, Trajectory
-from seamark.diagnose.units import scan_units
+from seamark.diagnose.units import other_model, scan_units
 
 __all__ = [
     "About",
@@ -57,6 +57,7 @@ __all__ = [
     "first_known",
     "inspect_text",
     "match_saes",
+    "other_model",
     "read_labelled_texts",
     "risk",
     "risk_inputs",

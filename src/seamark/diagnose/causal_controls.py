@@ -1,13 +1,15 @@
 """Pushes: known steps added to activations; and the controls that effects are held against.
 
 Ablating what is known to fire is adding a known step, so the activations need not be encoded again, and texts in which
-nothing fires need not be read again: their effect is exactly 0. Controls are random latents of equal activation mass
+nothing fires need not be read again: their effect is exactly 0. Controls are random latents of like activation mass
 and random directions: the same step, of the same size at the same positions, turned at random.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,9 +18,8 @@ from torch import Tensor
 
 from seamark.diagnose.attribution import Floats, Key, Recorded
 from seamark.diagnose.steering import Suite
-from seamark.errors import ModelError
+from seamark.errors import DataError, ModelError
 from seamark.features.contrast import Normalization, contrast
-from seamark.features.controls import random_latents
 from seamark.features.reading import Scan
 from seamark.features.sets import Feature, FeatureSet
 from seamark.model.batching import Batch, collate, plan_batches
@@ -33,6 +34,8 @@ Turned = Mapping[str, Tensor]
 """{sae id: matrix [d, d] that turns directions of its hookpoint}."""
 Push = Callable[[int], Sequence[Step]]
 """What is added to a text, by its row."""
+NEAREST = 50
+"""Latents of nearest activation mass among which those that stand for a feature are drawn."""
 
 
 class Pusher:
@@ -137,26 +140,84 @@ def rotations(suite: Suite, saes: Sequence[str], seed: int) -> dict[str, Tensor]
     return {sae_id: found[suite[sae_id].config.hookpoint] for sae_id in saes}
 
 
-def stand_ins(scan: Scan, features: FeatureSet, group: str, draws: int, seed: int) -> tuple[FeatureSet, ...]:
-    """`draws` sets of random latents of equal activation mass, in the order of the features they stand for.
+@dataclass(frozen=True)
+class StandIns:
+    """Random latents that stand for features.
+
+    Attributes:
+        sets: each holds one latent for each feature, in the order of the features, none twice. As many sets as were
+            drawn; a feature gets another latent in each, as long as there are others.
+        mass: activation mass of every latent in them and of the features.
+    """
+
+    sets: tuple[FeatureSet, ...]
+    mass: Mapping[Key, float]
+
+    def of(self, place: int) -> list[Key]:
+        """The distinct latents that stand for the feature at this place."""
+        return list(dict.fromkeys(one.features[place].key for one in self.sets))
+
+
+def stand_ins(scan: Scan, features: FeatureSet, group: str, draws: int, seed: int) -> StandIns:
+    """`draws` sets of random latents of like activation mass.
+
+    Each feature's latents are drawn without replacement among the `NEAREST` whose mass h⁺ + h⁻ is nearest in ratio (a
+    quarter more than `draws`, where those are more), none of them a feature. What one set already took is left out
+    there, and the next nearest takes its place; features of large mass choose first, since they have few equals. Where
+    an autoencoder has too few live latents, some are drawn again: `of` tells the distinct ones. Each has the sign of
+    its own contrastive score, as if it had been chosen.
+
+    Features of like mass draw from the same latents, so that what is measured of one latent serves them all.
 
     Raises:
-        DataError: the scan has no such group, or too few latents fire.
+        DataError: the scan has no such group; too few latents fire; no such latent.
         ConfigError: the scan knows no such autoencoder.
     """
     if not draws:
-        return ()
-    saes = list(dict.fromkeys(f.sae for f in features.features))
+        return StandIns((), {})
     normalization: Normalization = "paper" if scan.config["scope"] == "all" else "default"
-    scores = {sae_id: contrast(scan, group, sae_id, normalization) for sae_id in saes}
-    found = []
-    for draw in range(draws):
-        by_sae = {}
-        for sae_id in saes:
-            mine = FeatureSet(features=tuple(f for f in features.features if f.sae == sae_id))
-            by_sae[sae_id] = iter(random_latents(scan, mine, scores[sae_id], seed + draw).features)
-        found.append(FeatureSet(features=tuple(next(by_sae[f.sae]) for f in features.features)))
-    return tuple(found)
+    drawn: dict[Key, list[Feature]] = {}
+    masses: dict[Key, float] = {}
+    for sae_id in dict.fromkeys(f.sae for f in features.features):
+        scores = contrast(scan, group, sae_id, normalization)
+        mine = features.latents(sae_id)
+        for latent in mine:
+            scan.check_latent(sae_id, latent)
+        mass = scores.chosen + scores.rejected
+        live = (mass > 0) & (scores.scores != 0)  # of a score of 0 there is no sign
+        live[mine] = False
+        if (n := int(live.sum())) < len(mine):
+            raise DataError(f"only {n} other latents fire, too few to replace {len(mine)} features", where=sae_id,
+                            fix="Use fewer features or a larger autoencoder")  # fmt: skip
+        for latent, some in _drawn(mass, mine, np.flatnonzero(live), draws, seed).items():
+            drawn[sae_id, latent] = [
+                Feature(sae=sae_id, latent=i, sign=1 if scores.scores[i] > 0 else -1, score=float(scores.scores[i]),
+                        why=f"drawn in place of {sae_id}/{latent}") for i in some
+            ]  # fmt: skip
+            masses |= {(sae_id, i): float(mass[i]) for i in (latent, *some)}
+    sets = tuple(FeatureSet(features=tuple(drawn[f.key][d] for f in features.features)) for d in range(draws))
+    return StandIns(sets, masses)
+
+
+def _drawn(
+    mass: Floats, latents: Sequence[int], live: NDArray[np.int64], draws: int, seed: int
+) -> dict[int, list[int]]:  # fmt: skip
+    """{latent: one of `live` for each draw}; no draw takes one twice."""
+    chance = np.random.default_rng(seed)
+    log_mass = np.log(np.maximum(mass, np.finfo(np.float64).tiny))
+    width = max(NEAREST, math.ceil(1.25 * draws))
+    found: dict[int, list[int]] = {i: [] for i in sorted(latents, key=lambda i: (-mass[i], i))}
+    most = width + draws + len(found)  # no draw can get further than that
+    nearest = {i: live[np.lexsort((live, np.abs(log_mass[live] - log_mass[i])))[:most]] for i in found}
+    for _ in range(draws):
+        taken: list[int] = []
+        for latent, before in found.items():
+            free = nearest[latent][~np.isin(nearest[latent], taken)]
+            unused = free[~np.isin(free, before)]
+            some = unused[: max(width - len(before), 1)] if len(unused) else free[:width]
+            before.append(int(chance.choice(some)))
+            taken.append(before[-1])
+    return found
 
 
 def members(sets: Sequence[FeatureSet]) -> dict[Key, Feature]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal
 
@@ -26,12 +27,18 @@ FEWEST_PROMPTS = 5
 """Prompts in whose answers a feature must fire before there is a verdict."""
 ROUNDING = 1e-5
 """Effects below this share of the rewards' standard deviation are rounding."""
+LEVEL = 0.025
+"""A latent like any other may do more than the controls' limit with this chance at most, where controls are enough."""
+ENOUGH = 39
+"""Controls for that level: the largest of them is then exceeded with a chance of 1 / 40."""
 RULE = (
     "yes: what the feature's firing adds to the reward of the target group's answers (reward − reward without it) has "
-    "a 95 % interval by prompt that lies wholly on the side of its sign, and in that direction it exceeds, in the same "
-    "pairs, the 97.5 % quantile of both controls: random latents of equal activation mass, and random directions of "
-    "equal norm at the same positions. not available: it fires in answers to fewer than 5 prompts, or there is no "
-    "interval or no control. no: everything else."
+    "a 95 % interval by prompt that lies wholly on the side of its sign, and in the direction of that sign it exceeds, "
+    "in the same pairs, the limit of both controls: random latents of like activation mass, and random directions of "
+    "equal norm at the same positions. The limit is the k-th largest of n distinct controls, k = 2.5 % of n + 1 "
+    "rounded down, at least 1: a latent like any other exceeds it with a chance of k / (n + 1), which is more than "
+    "2.5 % where n is below 39. not available: it fires in answers to fewer than 5 prompts, or there is no interval or "
+    "no control. no: everything else."
 )
 
 
@@ -61,16 +68,33 @@ class Contribution(Record):
 
 
 class Range(Record):
-    """What controls do in the same place, in the direction of the feature's sign: their middle 95 %."""
+    """What controls do in the same place. All signs are the feature's: + is the direction of its sign, whatever the
+    sign of a random latent's own contrast."""
 
     n: int
-    """Controls; latents that were drawn more than once count as often."""
+    """Distinct controls."""
     low: float | None = None
+    """The k-th smallest, k as of `high`."""
     high: float | None = None
+    """The limit: the k-th largest, k = 2.5 % of n + 1 rounded down, at least 1."""
+    level: float | None = None
+    """k / (n + 1): the chance that a latent like any other exceeds `high`."""
     mean: float | None = None
     own: float | None = None
     """What the feature adds in the same pairs."""
+    mass: float | None = None
+    """Of random latents: median of their activation mass / the feature's; None: it has none."""
     reason: str = ""
+
+    @classmethod
+    def of(cls, own: float, controls: Sequence[float], mass: float | None = None) -> Range:
+        """From what the feature and distinct controls add; without any, not available."""
+        n = len(controls)
+        if not n:
+            return cls(n=0, reason="no controls were asked for")
+        ordered, rank = sorted(controls), max(1, math.floor(LEVEL * (n + 1) + 1e-9))
+        return cls(n=n, low=ordered[rank - 1], high=ordered[-rank], level=rank / (n + 1), mean=sum(ordered) / n,
+                   own=own, mass=mass)  # fmt: skip
 
 
 class Dose(Record):
@@ -129,7 +153,11 @@ PooledKind = Literal["features", "random latents", "random directions"]
 
 
 class Pooled(Record):
-    """Features, or controls, raised by one Q_f each: means over them, with intervals over them and prompts together."""
+    """Features, or controls, raised by one Q_f each: means over them, with intervals over them and prompts together.
+
+    Random latents count in the direction of their own sign, as if their contrast had chosen them; random directions in
+    that of the feature whose step was turned.
+    """
 
     kind: PooledKind
     n: int
@@ -171,19 +199,23 @@ class CausalReport(Record):
     agreement_random: Estimate
     """The same over the random latents."""
     random_yes: Estimate
-    """Share of the random latents whose own interval lies wholly on the side of their sign: what the first half of the
-    rule says of latents that nobody chose."""
+    """Share of the random latents whose own interval lies wholly on the side of their own sign: what the first half of
+    the rule says of latents that nobody chose."""
     pooled: tuple[Pooled, ...]
     controls: int
     control_pairs: int
     """Pairs of the target group that controls are measured on."""
     dose_pairs: dict[str, int]
+    seen_pairs: dict[str, int]
+    """Of `n_pairs`: those that the scan read in which the features were found, by their ids."""
     truncated_texts: int
+    caveats: tuple[str, ...]
+    """What to bear in mind."""
     passes: Passes
     seed: int
     rule: str = RULE
     key: str
-    """Digest of model, autoencoders, features, pairs and settings."""
+    """Digest of model, autoencoders, features, pairs, settings and the units of what is raised."""
 
     @property
     def verdicts(self) -> dict[Verdict, int]:
@@ -211,7 +243,8 @@ def verdict(
     assert directions.high is not None and directions.own is not None  # noqa: S101, PT018
     size, least = sign * effect.value, min(sign * effect.low, sign * effect.high)
     numbers = f"{size:+.3g} in its direction, at least {least:+.3g}"
-    limits = f"{latents.own:+.3g} where random latents reach {latents.high:+.3g}, directions {directions.high:+.3g}"
+    limits = (f"{latents.own:+.3g} where random latents reach {latents.high:+.3g} (of {latents.n}), directions "
+              f"{directions.high:+.3g} (of {directions.n})")  # fmt: skip
     if abs(effect.value) <= floor:
         return "no", "moves nothing"
     if least <= 0:
@@ -220,6 +253,23 @@ def verdict(
     if latents.own <= latents.high or directions.own <= directions.high:
         return "no", f"no more than controls: {numbers}; {limits}"
     return "yes", f"{numbers}; {limits}"
+
+
+def control_caveats(features: Sequence[FeatureEffect], together: SetEffect) -> tuple[str, ...]:
+    """Sentences on controls that are fewer, or of other mass, than the rule would have them."""
+    effects: list[FeatureEffect | SetEffect] = [*features, together]
+    ranges = [r for f in effects for r in (f.random_latents, f.random_directions) if r.level is not None]
+    fewest = min((r.n for r in ranges), default=ENOUGH)
+    found = []
+    if fewest < ENOUGH:
+        found.append(f"The level is coarser than {100 * LEVEL:g} % where controls are fewer than {ENOUGH}: there are "
+                     f"as few as {fewest}, and a latent like any other does more than all of those with a chance of "
+                     f"{100 / (fewest + 1):.1f} %.")  # fmt: skip
+    unlike = [f for f in features if f.random_latents.mass is not None and not 0.5 <= f.random_latents.mass <= 2]
+    if unlike:
+        found.append(f"{len(unlike)} of {len(features)} features have more than twice, or less than half, the "
+                     f"activation mass of the random latents that stand for them: few fire like them.")  # fmt: skip
+    return tuple(found)
 
 
 def atlas_names(atlas: Atlas, suite: Suite, saes: Iterable[str]) -> dict[str, str]:
@@ -258,7 +308,8 @@ def write_evidence(path: str | PathLike[str], report: CausalReport, suite: Suite
 
 def _run(report: CausalReport) -> Run:
     about: dict[str, Any] = report.model_dump(mode="json", include={
-        "model", "group", "others", "where", "n_pairs", "controls", "rule", "agreement", "agreement_random", "seed",
+        "model", "group", "others", "where", "n_pairs", "seen_pairs", "controls", "rule", "agreement",
+        "agreement_random", "seed", "caveats",
     })  # fmt: skip
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Run(id=report.key, kind="causal", title=f"Causal evidence on {report.group}", created=created,
@@ -280,4 +331,4 @@ def _evidence(f: FeatureEffect) -> Iterator[tuple[str, Estimate]]:
 
 def key_of(**about: Any) -> str:
     """Digest of what decides a report."""
-    return digest({"causal": 1, **about})
+    return digest({"causal": 2, **about})

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seamark.diagnose.attribution import Floats, Key, Recorded, Tokens, rank_agreement
-from seamark.diagnose.causal_controls import Push, Pusher, Turned, ablation, members, rotations
+from seamark.diagnose.causal_controls import Push, Pusher, StandIns, Turned, ablation, members, rotations
 from seamark.diagnose.causal_report import (
     FEWEST_PROMPTS,
     ROUNDING,
@@ -58,21 +58,21 @@ class Study:
 
     Args:
         features: the set.
-        drawn: sets of random latents, in the order of the features.
+        drawn: random latents that stand for the features.
         pairs: pairs of the target group and of the others; `texts` holds both answers of each.
         group: the target group.
         recorded: the first pass, with all latents of `features` and `drawn`.
     """
 
     def __init__(
-        self, model: RewardModel, suite: Suite, features: FeatureSet, drawn: tuple[FeatureSet, ...],
+        self, model: RewardModel, suite: Suite, features: FeatureSet, drawn: StandIns,
         texts: Sequence[Rendered], pairs: Pairs, group: str, recorded: Recorded, settings: Settings,
     ) -> None:  # fmt: skip
         self.model, self.suite, self.features, self.texts = model, suite, features.features, texts
         self.recorded, self.settings = recorded, settings
         self.sides = _sides(pairs, group, settings)
         self.controlled = self.sides[0].sample(settings.control_pairs, settings.seed)
-        self.stand_ins = drawn[: settings.controls]
+        self.stand_ins = StandIns(drawn.sets[: settings.controls], drawn.mass)
         hookpoints = [suite[f.sae].config.hookpoint for f in self.features]
         self.pusher = Pusher(model, texts, hookpoints, settings.batch_tokens)
         self.passes = self.saved = 0
@@ -80,7 +80,7 @@ class Study:
         saes = list(dict.fromkeys(f.sae for f in self.features))
         self.turns = [rotations(suite, saes, settings.seed + i) for i in range(settings.most_controls)]
         self.exact = self._ablate("Ablation", {f.key: (f.key, None) for f in self.features}, self.sides)
-        self.random = self._ablate("Random latents", {key: (key, None) for key in members(self.stand_ins)})
+        self.random = self._ablate("Random latents", {key: (key, None) for key in members(self.stand_ins.sets)})
         self.turned = self._ablate("Random directions", {
             (i, f.key): (f.key, turn) for i, turn in enumerate(self.turns[: settings.controls]) for f in self.features
         })  # fmt: skip
@@ -115,7 +115,8 @@ class Study:
     def _feature(self, i: int, f: Feature, response: Response) -> FeatureEffect:
         worth = self.exact[f.key]
         target, others = self._contributions([f], worth)
-        latents = self._range(worth, [self.random[one.features[i].key] for one in self.stand_ins], f.sign)
+        some = self.stand_ins.of(i)
+        latents = self._range(worth, [self.random[key] for key in some], f.sign, mass=self._mass([f.key], [some]))
         directions = self._range(worth, [self.turned[d, f.key] for d in range(self.settings.controls)], f.sign)
         said, why = verdict(target.reward, f.sign, target.n_prompts, self.floor, latents, directions)
         return FeatureEffect(
@@ -143,15 +144,22 @@ class Study:
             accuracy=side.mean(_wins(base) - _wins(base - added)), attribution=side.mean(side.both(cheap).mean(1)),
         )  # fmt: skip
 
-    def _range(self, worth: Floats, found: Sequence[Floats], sign: int, *, margin: bool = False) -> Range:
-        """The middle 95 % of what controls add to rewards (or margins), in the direction of a sign, and what the
-        feature, which adds `worth`, adds in the same pairs."""
-        if not found:
-            return Range(n=0, reason="no controls were asked for")
+    def _range(
+        self, worth: Floats, found: Sequence[Floats], sign: int, *, margin: bool = False, mass: float | None = None
+    ) -> Range:  # fmt: skip
+        """What controls add to rewards (or margins), in the direction of a sign, beside what the feature, which adds
+        `worth`, adds in the same pairs."""
         sides = [self.controlled.both(one) for one in (worth, *found)]
         own, *values = (sign * float((s[:, 0] - s[:, 1]).mean() if margin else s.mean()) for s in sides)
-        low, high = np.quantile(values, [0.025, 0.975])
-        return Range(n=len(values), low=float(low), high=float(high), mean=float(np.mean(values)), own=own)
+        return Range.of(own, values, mass)
+
+    def _mass(self, keys: Sequence[Key], controls: Sequence[Sequence[Key]]) -> float | None:
+        """Median over controls of their activation mass / that of what they stand for. `controls`: of each of `keys`
+        the latents that stand for it."""
+        own = sum(self.stand_ins.mass.get(key, 0.0) for key in keys)
+        if not own or not self.stand_ins.sets:
+            return None
+        return float(np.median(np.sum([[self.stand_ins.mass[key] for key in some] for some in controls], axis=0)) / own)
 
     # ---- all at once ----
 
@@ -160,9 +168,12 @@ class Study:
         keys = [f.key for f in self.features]
         worth = self._ablate_together(keys, None, self.sides)
         target, others = self._contributions(self.features, worth)
-        latents = [self._ablate_together([f.key for f in one.features]) for one in self.stand_ins]
+        sets = list({frozenset(f.key for f in one.features): one for one in self.stand_ins.sets}.values())
+        latents = [self._ablate_together([f.key for f in one.features]) for one in sets]
+        mass = self._mass(keys, [[one.features[i].key for one in sets] for i in range(len(keys))])
         turned = [self._ablate_together(keys, turn) for turn in self.turns[: self.settings.controls]]
-        ranges = self._range(worth, latents, 1, margin=True), self._range(worth, turned, 1, margin=True)
+        ranges = (self._range(worth, latents, 1, margin=True, mass=mass),
+                  self._range(worth, turned, 1, margin=True))  # fmt: skip
         said, why = verdict(target.margin, 1, target.n_prompts, self.floor, *ranges)
         margins = [side.drawn(b[:, 0] - b[:, 1]) for side in self.sides for b in [side.both(worth)]]
         return SetEffect(
@@ -214,9 +225,9 @@ class Study:
                               seed=self.settings.seed)  # fmt: skip
 
     def random_yes(self) -> Estimate:
-        """Share of random latents whose effect has an interval wholly on the side of their sign."""
+        """Share of random latents whose effect has an interval wholly on the side of their own sign."""
         side, said = self.controlled, []
-        for key, f in members(self.stand_ins).items():
+        for key, f in members(self.stand_ins.sets).items():
             found = self._contribution(side, self.random[key], self.random[key], self._fires(key))
             if found.n_prompts >= FEWEST_PROMPTS and found.reward.low is not None and found.reward.high is not None:
                 least = min(f.sign * found.reward.low, f.sign * found.reward.high)

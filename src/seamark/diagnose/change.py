@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from seamark.diagnose.change_features import Judged, chosen_features, feature_rows, judged_features, state
+from seamark.diagnose.change_features import Judged, chosen_features, feature_rows, judged_features, turned
 from seamark.diagnose.change_measures import Comparison, Levels, Sample
 from seamark.diagnose.change_models import attributions, fit_of, texts_of
-from seamark.diagnose.change_report import ChangeReport, Fit, Measure, NullAbout, SetChange
+from seamark.diagnose.change_report import ChangeReport, Fit, Measure, NullAbout, SetChange, State
 from seamark.diagnose.change_rewards import group_changes, why_no_rewards
 from seamark.diagnose.units import MAX_CHARS
 from seamark.errors import ConfigError, DataError
@@ -118,8 +118,7 @@ def change(
     fits, worth, reasons = _by_models(scans, models, sae, sae_id, attribution=attribution)
     sample = Sample.of(before, group, draws, seed)
     levels = [Levels.of(s, sae_id, sample, w) for s, w in zip(scans, worth, strict=True)]
-    unit = np.fmax(before.q(sae_id), after.q(sae_id))
-    unit = np.where(unit > 0, unit, np.nan)
+    unit = _unit(before, after, sae_id)
     texts = levels[0].texts, levels[1].texts
     judged = judged_features(*texts, unit, least)
     measures = _measures(sample, unit, levels, judged, reasons, seed)
@@ -127,7 +126,9 @@ def change(
         raise ConfigError(f"features cannot be ordered by {by}: {reasons.get(by, 'no such measure')}", where="--by",
                           fix=f"Choose one of: {', '.join(measures)}")  # fmt: skip
     listed = chosen_features(measures[by], features, top)
-    states = [state(int(texts[0][i]), int(texts[1][i]), least, moved=False) for i in judged.tolist()]
+    turns = turned(*texts, unit, least)
+    nulls = [turned(texts[0], level.texts, _unit(before, other, sae_id), least)
+             for other, level in zip(null, levels[2:], strict=True)]  # fmt: skip
     why = why_no_rewards(before, after)
     reasons |= {"rewards": why} if why else {}
     groups, reranked = ((), ()) if why else group_changes(before, after, null, draws=draws, seed=seed)
@@ -137,20 +138,41 @@ def change(
     return ChangeReport(
         before=names[0], after=names[1], sae=sae_id, sae_model=str(about["model"]), hookpoint=str(about["hookpoint"]),
         d_sae=before.d_sae(sae_id), group=group, n_texts=len(sample.rows), n_pairs=len(sample.chosen),
-        n_prompts=sample.draws.n, judged=len(judged), least=least, appears=states.count("appears"),
-        vanishes=states.count("vanishes"), by=by,
+        n_prompts=sample.draws.n, judged=len(judged), least=least, appears=len(turns["appears"]),
+        vanishes=len(turns["vanishes"]), null_appears=tuple(len(one["appears"]) for one in nulls),
+        null_vanishes=tuple(len(one["vanishes"]) for one in nulls), by=by,
         null=NullAbout(kind="other trainings" if null else "swapped halves", models=tuple(names[2:]),
                        n=len(null) or SWAPS),
         fits=fits, measures=tuple(m.summary(draws, seed) for m in measures.values()),
-        features=feature_rows(listed, measures, by, (before, after), sae_id, features, least),
+        features=feature_rows(listed, measures, by, (before, after), sae_id, features, least, nulls),
         feature_set=_set_changes(measures, features, seed), groups=groups, reranked=reranked,
         truncated_texts=truncated,
-        caveats=tuple(_caveats(fits, truncated, bool(null), before, after, str(about["model"]))),
+        caveats=(*_caveats(fits, truncated, bool(null), before, after, str(about["model"])), *_turning(turns, nulls)),
         reasons=reasons, seed=seed,
         key=digest({"change": 1, "scans": [s.manifest["key"] for s in scans], "sae": sae_id, "group": group, "by": by,
                     "features": [f.key for f in features.features] if features else None, "top": top, "least": least,
                     "draws": draws, "seed": seed, "attribution": sorted(measures)}),
     )  # fmt: skip
+
+
+def _unit(before: Scan, after: Scan, sae_id: str) -> Floats:
+    """The larger of the two Q_f, [d_sae]; NaN: none."""
+    unit = np.fmax(before.q(sae_id), after.q(sae_id))
+    found: Floats = np.where(unit > 0, unit, np.nan)
+    return found
+
+
+def _turning(turns: Mapping[State, np.ndarray], nulls: Sequence[Mapping[State, np.ndarray]]) -> list[str]:
+    """That features appear and vanish in other trainings too."""
+    said = []
+    verbs: dict[State, str] = {"appears": "appear", "vanishes": "vanish"}
+    for way, verb in verbs.items():
+        n, others = len(turns[way]), [len(one[way]) for one in nulls]
+        if n and not nulls:
+            said.append(f"{n} {verb} by counts alone: without another training it is not known how many would anyway")
+        elif n and n <= max(others):
+            said.append(f"{n} {verb}, and {max(others)} in another training: no more than retraining alone does")
+    return said
 
 
 def _measures(

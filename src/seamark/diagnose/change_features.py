@@ -150,6 +150,14 @@ def state(before: int, after: int, least: int, *, moved: bool) -> State:
     return "moved" if moved else "not moved"
 
 
+def turned(before: Integers, after: Integers, unit: Floats, least: int) -> dict[State, Integers]:
+    """Which features appear, and which vanish, by the texts in which they fire; all arrays [d_sae]."""
+    known = np.flatnonzero(np.isfinite(unit))
+    states = [state(int(before[i]), int(after[i]), least, moved=False) for i in known.tolist()]
+    ways: tuple[State, ...] = ("appears", "vanishes")
+    return {way: known[np.asarray([one == way for one in states], bool)] for way in ways}
+
+
 def chosen_features(judged: Judged, features: FeatureSet | None, top: int) -> list[int]:
     """Which to show: those that changed most in multiples of their null's limit, and those of the set."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -163,9 +171,9 @@ def chosen_features(judged: Judged, features: FeatureSet | None, top: int) -> li
 
 def feature_rows(
     latents: Sequence[int], measures: Mapping[Measure, Judged], by: Measure, scans: tuple[Scan, Scan], sae_id: str,
-    features: FeatureSet | None, least: int,
+    features: FeatureSet | None, least: int, nulls: Sequence[Mapping[State, Integers]] = (),
 ) -> tuple[FeatureMove, ...]:  # fmt: skip
-    """All that is told of some features."""
+    """All that is told of some features; `nulls`: what appears and vanishes in other trainings."""
     signs = {f.latent: f.sign for f in features.features} if features else {}
     first = measures[by].found
     texts = [which.texts for which in (first.before, first.after)]
@@ -174,11 +182,12 @@ def feature_rows(
         known = [i for i in latents if np.isfinite(judged.found.level(first.before)[i])]
         told[name] = dict(zip(known, judged.of(known), strict=True))
     shown = _Shown(first, scans, sae_id)
+    states = {i: state(int(texts[0][i]), int(texts[1][i]), least, moved=bool(measures[by].moved[i])) for i in latents}
     return tuple(
         FeatureMove(
             sae=sae_id, latent=i, sign=signs.get(i), q_f=_known(first.unit[i]), texts_before=int(texts[0][i]),
-            texts_after=int(texts[1][i]),
-            state=state(int(texts[0][i]), int(texts[1][i]), least, moved=bool(measures[by].moved[i])),
+            texts_after=int(texts[1][i]), state=states[i],
+            null_same=sum(i in null[states[i]] for null in nulls) if nulls and states[i] in nulls[0] else None,
             measures={name: rows[i] for name, rows in told.items() if i in rows}, texts=shown.of(i),
         )
         for i in latents

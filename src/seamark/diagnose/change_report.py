@@ -22,7 +22,8 @@ RULE = (
     "moved: q ≤ 0.05 (Wilcoxon's signed-rank test over prompts, Benjamini-Hochberg over the judged features), and "
     "|change| above the 95 % quantile of |change| in the null, over the 51 features of nearest level before. Of the "
     "null itself 5 % lie above it. appears: fires in enough texts after, and before in at most a tenth of as many; "
-    "vanishes: the reverse. Features that fire in too few texts of both are not judged."
+    "vanishes: the reverse. That comes of counts alone: other trainings of the model before may do the same, and how "
+    "many do stands beside it. Features that fire in too few texts of both are not judged."
 )
 
 
@@ -74,7 +75,9 @@ class FeatureMove(Record):
     """Texts in which it fires at a scoring position."""
     texts_after: int
     state: State
-    """By the measure that features are ordered by."""
+    """By the measure that features are ordered by; `appears` and `vanishes` by the two counts of texts alone."""
+    null_same: int | None = None
+    """In how many of the null's trainings it appears, or vanishes, just so; None: it does neither, or there is none."""
     measures: dict[Measure, Moved]
     texts: tuple[TextMove, ...]
     """Those that changed most, in the direction of the change first."""
@@ -193,6 +196,9 @@ class ChangeReport(Record):
     least: int
     appears: int
     vanishes: int
+    null_appears: tuple[int, ...]
+    """Features that appear by the same count in each other training; empty: there is none."""
+    null_vanishes: tuple[int, ...]
     by: Measure
     null: NullAbout
     fits: tuple[Fit, ...]

@@ -43,6 +43,7 @@ Floats = NDArray[np.float64]
 Kind = Literal["exact", "few"]
 FORMAT_VERSION = 1
 ABOUT, ARRAYS, SAE = "guard.json", "guard.safetensors", "sae"
+FEW_ARRAYS = ("W_enc", "b_enc", "b_dec", "gate")
 POSITIONS = ScanConfig(positions="tokens", context_positions="scoring", rewards=False)
 """A guard reads every token of a text, as `risk` does."""
 BATCH_TOKENS = 2048
@@ -152,36 +153,34 @@ class Guard:
     ) -> Guard:  # fmt: skip
         """Open a guard's folder (or the guard.json in it), with its model.
 
+        Without `model`, the model that guard.json names is opened, from this machine or from the Hub: whoever wrote the
+        guard chooses what is fetched. Give `model` with guards that are not your own; then nothing but the folder is
+        read. No code of a repository is ever run, and the model's weights are checked in both cases.
+
         Args:
             path: what `save` wrote.
-            model: the model, where it is loaded already, or where its name is not that of a place on this machine.
+            model: the model, where it is loaded already, where its name is not that of a place on this machine, or
+                where the guard is from somebody else.
             check_model: refuse a model with other weights (which reads all of them once).
 
         Raises:
             FormatError: a file is missing, damaged or of another version, or holds another autoencoder.
             ConfigError: the model is another one.
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or lacks the hookpoint.
         """
         folder = Path(path).parent if Path(path).name == ABOUT else Path(path)
         about = _about(folder)
-        arrays = load_arrays(folder / ARRAYS)
+        arrays = _arrays(about, folder)
+        weights = LatentWeights(about.pooling, arrays["latents"], arrays["weights"], about.bias)
         encoder: SparseAutoencoder | FewLatents
-        try:
-            weights = LatentWeights(about.pooling, arrays["latents"], arrays["weights"], about.bias)
-            few = FewLatents(*(arrays[n] for n in ("W_enc", "b_enc", "b_dec", "gate"))) if about.kind == "few" else None
-        except KeyError as e:
-            raise FormatError(f"no {e.args[0]} in it", where=str(folder / ARRAYS), fix="Export the guard again") from e
-        _check_arrays(about, weights, few, folder)
-        if few is not None:
-            encoder = few
-        else:
-            encoder = SparseAutoencoder.from_pretrained(folder / SAE)
-            if encoder.fingerprint() != about.sae_fingerprint:
-                raise FormatError("it holds another autoencoder than it was made with", where=str(folder / SAE),
-                                  fix="Export the guard again")  # fmt: skip
+        few = about.kind == "few"
+        encoder = FewLatents(*(arrays[name] for name in FEW_ARRAYS)) if few else _own_sae(about, folder)
         loaded = load_model(about.model) if model is None else model
         if check_model and loaded.fingerprint() != about.model_fingerprint:
             raise ConfigError(f"the guard was made with another model than {loaded.name}", where=str(folder),
+                              fix=f"Give the model it was made with, {about.model}")  # fmt: skip
+        if loaded.d_model(about.sae_config.hookpoint) != about.sae_config.d_in:
+            raise ConfigError(f"the guard reads activations of another width than {loaded.name} has", where=str(folder),
                               fix=f"Give the model it was made with, {about.model}")  # fmt: skip
         return cls(about, weights, encoder, loaded)
 
@@ -330,15 +329,45 @@ def _about(folder: Path) -> GuardAbout:
                           where=str(folder / ABOUT), fix="Export the guard again") from e  # fmt: skip
 
 
-def _check_arrays(about: GuardAbout, weights: LatentWeights, few: FewLatents | None, folder: Path) -> None:
-    """Raise `FormatError` where arrays do not fit each other."""
-    n, d_in, d_sae = len(weights.latents), about.sae_config.d_in, about.sae_config.d_sae
-    shapes: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {"weights": (weights.weights, (n,))}
-    if few is not None:
-        shapes |= {"W_enc": (few.W_enc, (d_in, n)), "b_enc": (few.b_enc, (n,)), "b_dec": (few.b_dec, (d_in,)),
-                   "gate": (few.gate, (n,))}  # fmt: skip
-    wrong = [name for name, (array, shape) in shapes.items() if array.shape != shape or not np.isfinite(array).all()]
-    known = weights.latents.ndim == 1 and n and weights.latents.min() >= 0 and weights.latents.max() < d_sae
-    if wrong or not known or len(np.unique(weights.latents)) != n:
-        raise FormatError(f"{', '.join(wrong) or 'latents'} do not fit the guard", where=str(folder / ARRAYS),
+def _arrays(about: GuardAbout, folder: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a guard's folder. `FormatError` where one is missing, is not what `save` writes, or does not fit
+    the others."""
+    try:
+        arrays = load_arrays(folder / ARRAYS)
+    except TypeError as e:  # numpy has no such type
+        raise FormatError(f"an array of a type that guards do not use ({e})", where=str(folder / ARRAYS),
+                          fix="Export the guard again") from e  # fmt: skip
+    d_in, d_sae = about.sae_config.d_in, about.sae_config.d_sae
+    n = arrays["latents"].size if "latents" in arrays else 0
+    wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+        "latents": (np.int64, (n,)), "weights": (np.float64, (n,))
+    }  # fmt: skip
+    if about.kind == "few":
+        shapes = ((d_in, n), (n,), (d_in,), (n,))
+        wanted |= {name: (np.float32, shape) for name, shape in zip(FEW_ARRAYS, shapes, strict=True)}
+    if missing := [name for name in wanted if name not in arrays]:
+        raise FormatError(f"no {missing[0]} in it", where=str(folder / ARRAYS), fix="Export the guard again")
+    wrong = [
+        name
+        for name, (dtype, shape) in wanted.items()
+        if arrays[name].dtype != dtype or arrays[name].shape != shape or not np.isfinite(arrays[name]).all()
+    ]
+    if not wrong:
+        latents = arrays["latents"]
+        known = n > 0 and latents.min() >= 0 and latents.max() < d_sae and len(np.unique(latents)) == n
+        wrong = [] if known else ["latents"]
+    if wrong:
+        raise FormatError(f"{', '.join(wrong)} do not fit the guard", where=str(folder / ARRAYS),
                           fix="Export the guard again")  # fmt: skip
+    return arrays
+
+
+def _own_sae(about: GuardAbout, folder: Path) -> SparseAutoencoder:
+    """The autoencoder in a guard's folder; a name that is no folder would be looked up on the Hub."""
+    if not (folder / SAE).is_dir():
+        raise FormatError("no autoencoder in it", where=str(folder / SAE), fix="Export the guard again")
+    found = SparseAutoencoder.from_pretrained(folder / SAE)
+    if found.fingerprint() != about.sae_fingerprint or found.config != about.sae_config:
+        raise FormatError("it holds another autoencoder than it was made with", where=str(folder / SAE),
+                          fix="Export the guard again")  # fmt: skip
+    return found

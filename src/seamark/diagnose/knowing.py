@@ -20,7 +20,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 FOLDS = 5
 RIDGE = 1.0
-"""Penalty (1 / C) of the logistic regressions, on standardised columns."""
+"""Penalty (1 / C) of the logistic regressions that predict entities held out, on standardised columns."""
+NULL_RIDGE = 0.1
+"""The same of the score test's null fit: only so much that it exists where the covariates separate the classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +88,20 @@ def _rank_sum(values: Floats, known: NDArray[np.bool_], n: int, n_known: int) ->
 def score_test(x: csr_matrix, y: Integers, covariates: Floats) -> Floats:
     """p of adding each column of x [entities, features] to a logistic regression on the covariates [features].
 
-    U = xᵀ(y − p̂), V = xᵀWx − xᵀWZ (ZᵀWZ)⁻¹ ZᵀWx with W = p̂(1 − p̂); U²/V is χ² with one degree of freedom (Rao's score
-    test). NaN where the covariates leave no variance.
+    Rao's score test by the efficient score: U = x̃ᵀ(y − p̂) with x̃ = x − Z (ZᵀWZ)⁻¹ ZᵀWx and W = p̂(1 − p̂). p̂ is of a
+    ridge fit, for which Zᵀ(y − p̂) is not 0, so that xᵀ(y − p̂) would hold a part of what the covariates explain: a
+    feature that merely follows them would be found. As x̃ᵀWZ = 0, U does not change with the coefficients of the fit to
+    first order, whatever the ridge, and V = x̃ᵀWx̃ = xᵀWx − xᵀWZ (ZᵀWZ)⁻¹ ZᵀWx is its variance with or without one.
+    U²/V is χ² with one degree of freedom. NaN where the covariates leave no variance.
     """
     z = np.hstack([np.ones((len(y), 1)), standard(covariates)])
-    fitted = _logistic(z[:, 1:], y).predict_proba(z[:, 1:])[:, 1]
+    fitted = _logistic(z[:, 1:], y, NULL_RIDGE).predict_proba(z[:, 1:])[:, 1]
     w = fitted * (1 - fitted)
-    gained = np.asarray(x.T @ (y - fitted)).ravel()
     xwz = np.asarray(x.T @ (z * w[:, None]))
+    inverse = np.linalg.pinv(z.T @ (z * w[:, None]))
+    gained = np.asarray(x.T @ (y - fitted)).ravel() - xwz @ (inverse @ (z.T @ (y - fitted)))
     own = np.asarray(x.multiply(x).T @ w).ravel()
-    spread = own - np.einsum("fi,ij,fj->f", xwz, np.linalg.pinv(z.T @ (z * w[:, None])), xwz)
+    spread = own - np.einsum("fi,ij,fj->f", xwz, inverse, xwz)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = np.where(spread > 1e-9 * np.maximum(own, 1e-30), gained / np.sqrt(np.maximum(spread, 1e-300)), np.nan)
     found: Floats = 2 * ndtr(-np.abs(chi))
@@ -182,7 +188,7 @@ def held_out_best(x: csr_matrix, y: Integers, fold: Integers, least: int) -> Flo
     return score
 
 
-def _logistic(x: Floats, y: Integers) -> Any:
+def _logistic(x: Floats, y: Integers, ridge: float = RIDGE) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=1 / RIDGE, max_iter=300).fit(x, y)
+    return LogisticRegression(C=1 / ridge, max_iter=300).fit(x, y)

@@ -243,8 +243,13 @@ def _covariates(
         why += "; count them in a corpus"
     else:
         found = {"log(1 + frequency)": [np.log1p(item.frequency or 0.0) for item in items], **found}
-    values = np.stack([np.asarray(column, np.float64) for column in found.values()], axis=1)
-    return np.asarray(_mean_of(owner, int(owner.max()) + 1) @ values), tuple(found), why
+    columns = np.stack([np.asarray(column, np.float64) for column in found.values()], axis=1)
+    values, names = np.asarray(_mean_of(owner, int(owner.max()) + 1) @ columns), tuple(found)
+    if not missing:
+        # What is known need not rise with log frequency along a logistic curve: rare names may all be unknown alike.
+        values = np.column_stack([values, (values[:, 0] - values[:, 0].mean()) ** 2])
+        names = (*names, "log(1 + frequency) squared")
+    return values, names, why
 
 
 def _places(suite: Suite, columns: Integers) -> list[tuple[str, int]]:

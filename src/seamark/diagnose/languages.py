@@ -294,12 +294,20 @@ def _states(
 
 
 def _caveat(language: str, reference: str, tokens: Tokenised) -> str:
+    if tokens.broken is None:
+        reasons = (e.reason for e in (tokens.unknown, tokens.in_parts, tokens.premium) if e.value is None)
+        return (f"How the tokenizer takes {language} is not available ({', '.join(dict.fromkeys(reasons))}): it may be "
+                f"that the model cannot read its texts.")  # fmt: skip
     if not tokens.broken:
         return ""
-    unknown, parts, premium = (e.value or 0.0 for e in (tokens.unknown, tokens.in_parts, tokens.premium))
-    return (f"The tokenizer breaks {language}: {100 * unknown:.1f} % of its tokens are unknown and {100 * parts:.1f} % "
-            f"are parts of characters, and the same prompts take {premium:.1f} × the tokens of {reference}. Where "
+    unknown, parts = (_said(e, 100, " %") for e in (tokens.unknown, tokens.in_parts))
+    return (f"The tokenizer breaks {language}: {unknown} of its tokens are unknown and {parts} are parts of "
+            f"characters, and the same prompts take {_said(tokens.premium, 1, ' ×')} the tokens of {reference}. Where "
             f"features fall away here, it may be because the model cannot read the text.")  # fmt: skip
+
+
+def _said(e: Estimate, times: float, unit: str) -> str:
+    return "(not available)" if e.value is None else f"{times * e.value:.1f}{unit}"
 
 
 def _features(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from seamark.atlas.records import ContextKind, StoredContext
 from seamark.atlas.store import Atlas
 from seamark.diagnose.trajectory_graph import Level
 from seamark.errors import DataError
@@ -23,6 +24,7 @@ Known = Callable[[str, int], Examples]
 FEW = 5
 """Fewer strong firings than this tell nothing."""
 TEXTS = 50
+KINDS: tuple[ContextKind, ...] = ("top", "level")
 NOTHING = "neither an atlas nor a scan knows texts of it"
 
 
@@ -47,13 +49,19 @@ def level_of(examples: Examples) -> Level:
 
 
 def atlas_examples(atlas: Atlas, names: Mapping[str, str]) -> Known:
-    """The contexts of an atlas; `names` as of `match_saes`."""
+    """The contexts of an atlas, the strongest and those of all levels; `names` as of `match_saes`.
+
+    A text that is among both counts once, as the stronger context shows it.
+    """
 
     def known(sae: str, latent: int) -> Examples:
         if sae not in names:
             return ()
-        found = (c for kind in ("top", "level") for c in atlas.contexts(names[sae], latent, kind, TEXTS))
-        return [(c.tokens, c.activations) for c in found]
+        found: dict[tuple[str, str | tuple[str, ...]], StoredContext] = {}
+        for kind in KINDS:
+            for c in atlas.contexts(names[sae], latent, kind, TEXTS):
+                found.setdefault((c.source, c.name or c.tokens), c)
+        return [(c.tokens, c.activations) for c in found.values()]
 
     return known
 

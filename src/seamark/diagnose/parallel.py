@@ -181,8 +181,9 @@ class Tokenised(BaseModel):
     """White space is not counted as a character."""
     premium: Estimate
     """Tokens in multiples of the reference's tokens for the same prompts."""
-    broken: bool
-    """Whether `unknown` and `in_parts` together reach 5 % of the tokens, or `premium` reaches 2."""
+    broken: bool | None
+    """Whether `unknown` and `in_parts` together reach 5 % of the tokens, or `premium` reaches 2; None: that cannot be
+    told, as one of them is not available."""
 
 
 def token_counts(model: HookedModel, text: Rendered) -> Floats:
@@ -212,6 +213,13 @@ def tokenised(mine: Floats, reference: Floats, *, seed: int = 0) -> Tokenised:
                                  seed=seed, undefined="no token to count")  # fmt: skip
 
     unknown, parts, per_character, premium = ratio(1, 0), ratio(2, 0), ratio(0, 3), ratio(0, 4)
-    broken = (unknown.value or 0) + (parts.value or 0) >= BROKEN or (premium.value or 0) >= PREMIUM
     return Tokenised(unknown=unknown, in_parts=parts, tokens_per_character=per_character, premium=premium,
-                     broken=broken)  # fmt: skip
+                     broken=_broken(unknown.value, parts.value, premium.value))  # fmt: skip
+
+
+def _broken(unknown: float | None, parts: float | None, premium: float | None) -> bool | None:
+    """What is known may be enough to say yes, but not to say no."""
+    known = [value for value in (unknown, parts) if value is not None]
+    if sum(known) >= BROKEN or (premium is not None and premium >= PREMIUM):
+        return True
+    return None if premium is None or len(known) < 2 else False

@@ -16,6 +16,8 @@ from seamark.features.significance import adjusted, wilcoxon_p
 from seamark.stats import Estimate
 
 Floats = NDArray[np.float64]
+Z = 1.959964
+"""Standard errors of a 95 % interval."""
 CHUNK_BYTES = 1 << 26
 """Memory of the arrays of one chunk of features, about."""
 
@@ -120,6 +122,7 @@ class FeatureChange:
     retention: Floats
     """Share of `fired` in whose translation it fires too."""
     retention_low: Floats
+    """95 % bounds of `retention` by Wilson's score, as of a share of `fired` prompts."""
     retention_high: Floats
     chance: Floats
     """The same with the texts of other prompts."""
@@ -133,26 +136,23 @@ def feature_change(
     ones, theirs = _binary(reference, fires_at), _binary(other, fires_at)
     change = (other - reference).tocsr()
     change.eliminate_zeros()
-    low, high, kept_low, kept_high = (np.full(d, np.nan) for _ in range(4))
-    retention, chance = np.full(d, np.nan), np.full(d, np.nan)
+    low, high, kept, chance = (np.full(d, np.nan) for _ in range(4))
     w, total = draws.times, draws.times.sum(0)
     active = np.flatnonzero(np.diff(reference.tocsc().indptr) + np.diff(other.tocsc().indptr))
     for chunk in _chunks(len(active), w.shape[1]):
         mine = active[chunk]
         a, b = ones[:, mine], theirs[:, mine]
         both = a.multiply(b).tocsr()
-        fired, kept = a.T @ w, both.T @ w
-        drawn = share(kept, fired)
-        retention[mine] = drawn[:, 0]
-        kept_low[mine], kept_high[mine] = _interval(drawn[:, 1:])
+        kept[mine] = _columns(both)
         low[mine], high[mine] = _interval((change[:, mine].T @ w)[:, 1:] / total[1:])
         one = w[:, :1]
         apart = (a.T @ one) * (b.T @ one) - both.T @ (one * one)
         chance[mine] = share(apart, (a.T @ one) * total[0] - a.T @ (one * one))[:, 0]
     before, after = (np.asarray(m.sum(0)).ravel() / n for m in (reference, other))
+    fired = _columns(ones)
     return FeatureChange(
-        _columns(ones).astype(np.int64), before, after, after - before, low, high, wilcoxon_p(change.T.tocsr()),
-        retention, kept_low, kept_high, chance,
+        fired.astype(np.int64), before, after, after - before, low, high, wilcoxon_p(change.T.tocsr()),
+        share(kept, fired), *wilson(kept, fired), chance,
     )  # fmt: skip
 
 
@@ -167,6 +167,17 @@ def share(over: Floats, under: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Floats = np.where(under > 0, over / np.where(under > 0, under, 1.0), np.nan)
     return found
+
+
+def wilson(over: Floats, under: Floats) -> tuple[Floats, Floats]:
+    """95 % bounds of shares over / under by Wilson's score, NaN where nothing is under. Unlike a bootstrap's they leave
+    room where all or none of a few are kept: 10 of 10 may be 72 %."""
+    p, squared = share(over, under), Z * Z
+    n = np.where(under > 0, under, 1.0)
+    middle = (p + squared / (2 * n)) / (1 + squared / n)
+    half = Z / (1 + squared / n) * np.sqrt(p * (1 - p) / n + squared / (4 * n * n))
+    low, high = np.minimum(middle - half, p), np.maximum(middle + half, p)  # rounding must not part them from the share
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
 
 def _interval(drawn: Floats) -> tuple[Floats, Floats]:

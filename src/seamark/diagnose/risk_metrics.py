@@ -21,6 +21,8 @@ Weighted = Callable[[Floats], Floats]
 """From how often each text is drawn, [draws, texts], to a measure [draws]; NaN where it is undefined."""
 
 BINS = 10
+PREVALENCE = 0.01
+"""A share of texts of the domain for which precision is told besides that of the judged texts."""
 CHUNK = 1 << 20
 """Entries of one chunk of draws × texts."""
 
@@ -58,12 +60,20 @@ class Measures(BaseModel):
     """At the threshold that validation chose."""
     precision: Estimate
     recall: Estimate
+    prevalence: float
+    """Share of texts of the domain among those judged: `precision`, at whatever threshold, F1 and average precision
+    hold at this share only."""
     precision_at_fpr_1: Estimate
-    """At the lowest threshold by which at most 1 % of the other texts are flagged."""
+    """At the lowest threshold by which at most 1 % of the other texts are flagged. It is read off the judged texts
+    themselves: a point of the ROC curve, no threshold that a guard has."""
     recall_at_fpr_1: Estimate
+    precision_at_fpr_1_if_prevalence_1: Estimate
+    """Precision there if 1 % of all texts were of the domain: 0.01 · recall / (0.01 · recall + 0.99 · 0.01). 1 % of the
+    other texts count as flagged, even where fewer of those judged are."""
     precision_at_fpr_01: Estimate
     """The same for 0.1 %."""
     recall_at_fpr_01: Estimate
+    precision_at_fpr_01_if_prevalence_1: Estimate
     brier: Estimate
     """Mean of (probability − y)²."""
     ece: Estimate
@@ -91,7 +101,7 @@ def measure(judged: Judged, *, draws: int = 1000, seed: int = 0) -> Measures:
     }
     found: dict[str, Estimate] = {}
     for name, share in (("1", 0.01), ("01", 0.001)):
-        both = ("precision_at_fpr_" + name, "recall_at_fpr_" + name)
+        both = ("precision_at_fpr_" + name, "recall_at_fpr_" + name, f"precision_at_fpr_{name}_if_prevalence_1")
         if negatives < round(1 / share):
             why = f"{negatives} texts of other labels: {round(1 / share):,} are needed"
             found |= {one: Estimate.not_available(why, len(y)) for one in both}
@@ -100,7 +110,7 @@ def measure(judged: Judged, *, draws: int = 1000, seed: int = 0) -> Measures:
     reasons = {"auroc_within_source": "no source of a fold holds both classes", "precision": "no text is flagged",
                "f1": "no text is flagged, and none is to be"}  # fmt: skip
     found |= estimates(wanted, judged.unit, draws=draws, seed=seed, reasons=reasons)
-    return Measures(**found)
+    return Measures(prevalence=float(y.mean()), **found)
 
 
 def auroc_difference(one: Judged, other: Judged, *, draws: int = 1000, seed: int = 0) -> Estimate:
@@ -188,7 +198,8 @@ def average_precision(y: Integers, score: Floats) -> Weighted:
 
 
 def at_fpr(y: Integers, score: Floats, share: float, which: int) -> Weighted:
-    """Precision (which 0) or recall (1) at the lowest threshold that flags at most `share` of the negatives.
+    """Precision (which 0), recall (1) or precision at a prevalence of `PREVALENCE` (2), at the lowest threshold that
+    flags at most `share` of the negatives.
 
     Precision is NaN where that threshold flags nothing.
     """
@@ -199,7 +210,13 @@ def at_fpr(y: Integers, score: Floats, share: float, which: int) -> Weighted:
         last = (fp <= share * fp[:, -1:] * (1 + 1e-12)).sum(1) - 1  # fp never falls
         rows = np.arange(len(w))
         tp_there, fp_there = tp[rows, last], fp[rows, last]
-        found = _ratio(tp_there, tp_there + fp_there) if which == 0 else _ratio(tp_there, tp[:, -1])
+        recall = _ratio(tp_there, tp[:, -1])
+        if which == 0:
+            found = _ratio(tp_there, tp_there + fp_there)
+        elif which == 1:
+            found = recall
+        else:  # the limit itself counts: that fewer of the judged negatives lie above may be luck
+            found = _ratio(PREVALENCE * recall, PREVALENCE * recall + (1 - PREVALENCE) * share)
         return np.where(np.isfinite(w).all(1), found, np.nan)
 
     return weighted

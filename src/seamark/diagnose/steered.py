@@ -96,6 +96,8 @@ class SteeredPairs(BaseModel):
     """Standard deviation of all rewards before: the measure for changes."""
     truncated_texts: int
     """Texts cut at the left to fit."""
+    caveats: tuple[str, ...] = ()
+    """What to bear in mind."""
 
 
 def steer_pairs(
@@ -140,6 +142,8 @@ class SteeredReward(BaseModel):
     tokens: int
     before: float
     after: float
+    caveats: tuple[str, ...] = ()
+    """What to bear in mind."""
 
 
 def steer_answer(
@@ -178,6 +182,8 @@ class SteeredText(BaseModel):
     after: Continuation
     differs_at: int | None
     """The first token of the answer that is another one; None: they are the same."""
+    caveats: tuple[str, ...] = ()
+    """What to bear in mind."""
 
 
 def steer_text(
@@ -190,7 +196,7 @@ def steer_text(
 
     Raises:
         ConfigError: the model is no language model; otherwise as of `changes`.
-        DataError: the prompt is empty, or longer than the model can take with the answer.
+        DataError: the prompt is empty, or longer than the model can take with the answer; a span that lies behind both.
         ModelError: the model cannot generate.
     """
     if not isinstance(model, LanguageModel):
@@ -202,6 +208,8 @@ def steer_text(
                           f"{model.max_length}", where=model.name, fix="Ask for fewer")  # fmt: skip
     rendered = _whole(model, model.renderer(room).render_prompt(prompt, "text"))
     found = changes(model, suite, interventions, q, [rendered])
+    longest = len(rendered) + how.max_new_tokens
+    _check_spans(interventions, longest, f"prompt and answer have {longest} at most")
     before = _written(model, rendered, how)
     with apply_at(model, found):
         after = _written(model, rendered, how)
@@ -238,7 +246,12 @@ def _check_texts(model: HookedModel, interventions: Sequence[Intervention], text
     if len(longest) > model.max_length:
         raise DataError(f"{len(longest):,} tokens; the model takes {model.max_length:,}", where=longest.text_id,
                         fix="Render it with the model's renderer")  # fmt: skip
+    _check_spans(interventions, len(longest), f"the longest has {len(longest)}")
+
+
+def _check_spans(interventions: Sequence[Intervention], longest: int, words: str) -> None:
+    """Raise `DataError` where an intervention's spans all lie behind the longest text: it would change nothing."""
     for one in interventions:
-        if not isinstance(one.where, str) and all(start >= len(longest) for start, _ in one.where):
-            raise DataError(f"no text reaches token {one.where[0][0]}; the longest has {len(longest)}", where=one.name,
+        if not isinstance(one.where, str) and all(start >= longest for start, _ in one.where):
+            raise DataError(f"no text reaches token {one.where[0][0]}; {words}", where=one.name,
                             fix="Name places from 0 in the text with its template")  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from seamark.diagnose.shown import ShownText, shown_text
 from seamark.diagnose.steering import Suite, Units
 from seamark.diagnose.trajectory_graph import (
     Agreement,
+    LeftOut,
     Level,
     Tracing,
     Trajectory,
@@ -67,7 +69,7 @@ def trace(
         q: {sae id: Q_f [d_sae]}, which make activations comparable.
         labels: what is known of features.
         examples: texts in which features fire, which tell words from concepts.
-        config: how much is shown and checked.
+        config: how much is shown and checked, and in what time.
         max_tokens: most tokens; a longer text loses its beginning, which `truncated` tells.
 
     Raises:
@@ -136,8 +138,12 @@ class _Tracer:
     ) -> None:  # fmt: skip
         self.model, self.suite, self.units, self.text, self.aim = model, suite, units, text, aim
         self.passes, self.config, self.labels, self.examples = passes, config, labels, examples
+        self.left_out = LeftOut()
+        self._end = float("inf")
 
     def traced(self) -> Trajectory:
+        if self.config.max_seconds is not None:
+            self._end = monotonic() + self.config.max_seconds
         passed = self.passes.with_graph()
         output, number = self._output(passed)
         found = fired(self.suite, self.units, passed)
@@ -159,7 +165,12 @@ class _Tracer:
             hookpoints=tuple(self.passes.hookpoints), tokens=tokens, nodes=nodes, links=links, output=output,
             paths=paths_of(nodes, links, self.passes.hookpoints, self.config.paths), output_reason=self.aim.reason,
             between=between, to_output=to_output, fired=counts, truncated=r.truncated, generated=self.text.generated,
+            left_out=self.left_out,
         )  # fmt: skip
+
+    def _late(self) -> bool:
+        """Whether the time is over."""
+        return monotonic() >= self._end
 
     def _output(self, passed: Passed) -> tuple[TrajectoryOutput | None, Tensor | None]:
         """What it is, and the number to go back from."""
@@ -212,27 +223,40 @@ class _Tracer:
         return allowed
 
     def _links(self, nodes: Sequence[TrajectoryNode], passed: Passed) -> list[TrajectoryLink]:
-        links: list[TrajectoryLink] = []
+        found: list[list[TrajectoryLink]] = []
+        missing = 0
         with progress("Links", len(nodes), "features") as advance:
-            for i, node in enumerate(nodes):
-                links += self._into(i, node, nodes, passed)
+            for i in reversed(
+                range(len(nodes))
+            ):  # paths begin at the last hookpoint: where time is short, it has links
+                earlier = self._earlier(nodes[i], nodes)
+                late = bool(earlier) and self._late()
+                missing += late
+                found.append([] if late or not earlier else self._into(i, nodes, earlier, passed))
                 advance(1)
+        self.left_out = LeftOut(features=missing)
+        links = [link for some in reversed(found) for link in some]
         outward = [TrajectoryLink(source=i, target=None, effect=n.on_output, share=None, ablation=None)
                    for i, n in enumerate(nodes) if n.on_output]  # fmt: skip
         return links + _strongest(outward, self.config.links)
 
+    def _below(self, node: TrajectoryNode) -> list[str]:
+        return [name for name in self.passes.hookpoints if depth_of(name) < depth_of(node.hookpoint)]
+
+    def _earlier(self, node: TrajectoryNode, nodes: Sequence[TrajectoryNode]) -> list[int]:
+        """Places of the features of earlier hookpoints."""
+        below = self._below(node)
+        return [j for j, n in enumerate(nodes) if n.hookpoint in below]
+
     def _into(
-        self, i: int, node: TrajectoryNode, nodes: Sequence[TrajectoryNode], passed: Passed
+        self, i: int, nodes: Sequence[TrajectoryNode], earlier: Sequence[int], passed: Passed
     ) -> list[TrajectoryLink]:  # fmt: skip
         """The strongest links into one feature, by one pass back."""
-        below = [name for name in self.passes.hookpoints if depth_of(name) < depth_of(node.hookpoint)]
-        earlier = [j for j, n in enumerate(nodes) if n.hookpoint in below]
-        if not earlier:
-            return []
+        node = nodes[i]
         h_D = passed.activations[node.hookpoint][0, node.token]
         with torch.enable_grad():
             z = pre_activation(self.suite[node.sae], h_D, node.latent)
-        toward = gradients(z, passed, below)
+        toward = gradients(z, passed, self._below(node))
         found = []
         for j in earlier:
             effect = self._worth(nodes[j], passed, toward[nodes[j].hookpoint])
@@ -259,14 +283,19 @@ class _Tracer:
         rng = np.random.default_rng(self.config.seed)
         drawn = rng.permutation(len(sources))[: self.config.checks]
         exact: dict[tuple[int, int | None], float] = {}
-        before = self.passes.plain()
+        before, missing = None, 0
         with progress("Ablation", len(drawn), "features") as advance:
-            for source in sorted(sources[i] for i in drawn.tolist()):
+            for source in [sources[i] for i in drawn.tolist()]:  # as drawn: those that are left out are drawn as well
+                if self._late():
+                    missing += 1
+                    continue
+                before = self.passes.plain() if before is None else before
                 after = self.passes.ablated(_place(nodes[source]))
                 for link in links:
                     if link.source == source:
                         exact[source, link.target] = self._lost(nodes, link.target, before, after)
                 advance(1)
+        self.left_out = self.left_out.model_copy(update={"checks": missing})
         return tuple(link.model_copy(update={"ablation": exact.get((link.source, link.target))}) for link in links)
 
     def _lost(self, nodes: Sequence[TrajectoryNode], target: int | None, before: Passed, after: Passed) -> float:

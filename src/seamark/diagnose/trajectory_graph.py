@@ -36,6 +36,9 @@ class Tracing(BaseModel):
     behind the last token."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Of which features are ablated, and of the intervals."""
+    max_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Begin no further link or check once so many seconds have gone since the model began to read; what is left out is
+    told. None: no limit. An answer that is generated is not counted, since `Generation` has a limit of its own."""
 
 
 class Level(Record):
@@ -123,6 +126,15 @@ class Agreement(Record):
     """Links whose later feature stopped firing altogether."""
 
 
+class LeftOut(Record):
+    """What was left out because the time was over."""
+
+    features: int = 0
+    """Features into which no links were looked for: those of the earlier hookpoints."""
+    checks: int = 0
+    """Features that were drawn to be ablated, and were not."""
+
+
 class TrajectoryPath(Record):
     """A way through the graph, the earliest feature first."""
 
@@ -156,6 +168,10 @@ class Trajectory(Record):
     truncated: int
     """Tokens that the text lost at its beginning."""
     generated: GeneratedAnswer | None
+    left_out: LeftOut = LeftOut()
+    """Of links and checks, because `config.max_seconds` were over."""
+    caveats: tuple[str, ...] = ()
+    """What to bear in mind."""
 
 
 def paths_of(

@@ -48,6 +48,15 @@ def scan_units(scan: Scan, suite: Mapping[str, SparseAutoencoder]) -> dict[str, 
     return found
 
 
+def other_model(scan: Scan, fingerprint: str) -> tuple[str, ...]:
+    """A sentence where a scan was made with another model than the one of this fingerprint; no error, since a changed
+    model is rightly held against the scan of the one it comes from."""
+    if scan.manifest["model"] == fingerprint:
+        return ()
+    return ("The scan was made with another model than the one that is read: its Q_f, activation masses and features "
+            "are those of that model.",)  # fmt: skip
+
+
 def check_text(prompt: Text, answer: Text | None = None) -> None:
     """Raise `DataError` where a prompt is empty, or is too long together with its answer."""
     said = plain(prompt) if isinstance(prompt, str) else "".join(m.content for m in prompt)

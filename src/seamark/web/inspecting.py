@@ -50,7 +50,8 @@ RETRY_AFTER = "5"
 MAX_NEW_TOKENS = 512
 MAX_SECONDS = 120.0
 """Of one generated answer."""
-TRACING = Tracing(checks=8)
+TRACING = Tracing(checks=8, max_seconds=120.0)
+"""With the longest answer, less than half of the time that a request has (`ServeSettings.compute_timeout`)."""
 
 
 class BusyError(RequestError):

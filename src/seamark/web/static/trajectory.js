@@ -50,6 +50,10 @@ function summary(trajectory) {
     words.push(`Of the links between features ${thousands(between.links)} were checked by ablation: rank correlation `
       + `${estimate(between.spearman, (value) => number(value))}, same sign ${estimate(between.same_sign, percent)}`);
   } else words.push("No link was checked by ablation");
+  const { features, checks } = trajectory.left_out;
+  if (features || checks) {
+    words.push(`Out of time: no links into ${thousands(features)} features were looked for, and ${thousands(checks)} ablations were left out`);
+  }
   return `${words.join(". ")}.`;
 }
 
