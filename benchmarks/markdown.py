@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.harness import Row
+from benchmarks.harness import Claim, Row
 from seamark.run import read_json, write_atomic
 
 PAGE = harness.ROOT / "docs" / "benchmarks.md"
@@ -59,11 +59,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _value(c: Row) -> str:
     if c["value"] is None:
         return f"not available: {c['reason']}"
-    spread = f" ({c['low']:,g}–{c['high']:,g})" if c["low"] is not None else ""
-    return f"{c['value']:,g} {c['unit']}{spread}"
+    value = f"{c['value']:,g} {c['unit']}"
+    if c["low"] is None:
+        return value
+    if c["spread"] == Claim.spread:
+        return f"{value} ({c['low']:,g}–{c['high']:,g})"
+    return f"{value} [{c['low']:,g} to {c['high']:,g}; {c['spread']}]"
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, Mapping) and "median" not in value:
+        return ", ".join(f"{key} {_cell(part)}" for key, part in value.items())
     if isinstance(value, Mapping):
         spread = f" ({value['low']:,g}–{value['high']:,g})" if value["low"] != value["high"] else ""
         return f"{value['median']:,g}{spread}"
