@@ -35,10 +35,13 @@ def test_a_result_is_put_in_its_place_and_nowhere_else(tmp_path):
     assert text.startswith("# Page\n\n<!-- toy -->\nMeasured 20")
     assert "stale words" not in text
     assert "<!-- other -->\nkept\n<!-- /other -->" in text
-    for line in ("| good | 6 x (5.5–7) | >= 5 | yes | 5 |", "| gone | not available: no GPU | < 3 |  | 0 |",
-                 "**speed S**", "| variant | x |", "| v | 2 (1–3) |", "| variant | fvu | steps | stages |", "| w | – | 12,345 | scan 2.5, edits 1 |",
-                 "| sure | 0.5 share [0.25 to 0.75; 95 % interval over pairs] |  |  | 9 |",
-                 "A toy."):  # fmt: skip
+    for line in (
+        "| good | 6 x (5.5–7) | >= 5 | yes | 5 |", "| gone | not available: no GPU | < 3 |  | 0 |", "**speed S**",
+        "| variant | x |", "| v | 2 (1–3) |", "| variant | fvu | steps | stages |",
+        "| w | – | 12,345 | scan 2.5, edits 1 |",
+        "| sure | 0.5 share [0.25 to 0.75; 95 % interval over pairs] |  |  | 9 |",
+        "A toy.",
+    ):  # fmt: skip
         assert line in text.splitlines(), line
     date = json.loads((tmp_path / "toy.json").read_text())["date"]
     assert f"Measured {date} on" in text
