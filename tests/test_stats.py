@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.stats import binomtest, norm
 
 from seamark.stats import (
     Estimate,
@@ -13,6 +14,7 @@ from seamark.stats import (
     bootstrap_matrix,
     bootstrap_of_sums,
     cluster_codes,
+    wilson,
 )
 
 
@@ -192,3 +194,21 @@ def test_sums_without_an_interval_or_a_value_say_why():
     twice = bootstrap_of_sums(lambda s: None if s[0] != 1 else 1.0, rare, single(300))
     assert (twice.value, twice.low) == (1, None)
     assert "too few valid" in twice.reason
+
+
+def test_wilson_bounds_agree_with_scipy():
+    counts = [(0, 3), (1, 3), (10, 10), (0, 1), (37, 400), (399, 400)]
+    over, under = np.asarray(counts, np.float64).T
+    for z in (1.959964, 3.0):
+        level = 1 - 2 * norm.sf(z)
+        low, high = wilson(over, under) if z < 2 else wilson(over, under, z)
+        for i, (k, n) in enumerate(counts):
+            want = binomtest(k, n).proportion_ci(level, method="wilson")
+            assert (low[i], high[i]) == pytest.approx((want.low, want.high), abs=1e-6)
+    assert wilson(np.asarray([10.0]), np.asarray([10.0]))[0][0] == pytest.approx(0.7225, abs=1e-4)
+
+
+def test_wilson_bounds_of_nothing_are_not_available():
+    bounds = wilson(np.asarray([[0.0, np.nan]]), np.asarray([[0.0, 0.0]]))
+    assert np.isnan(bounds).all()
+    assert bounds[0].shape == (1, 2)

@@ -14,6 +14,7 @@ from seamark.atlas.writing import AtlasWriter
 from seamark.diagnose.causal_report import CausalReport
 from seamark.features import FeatureSet
 from seamark.sae import SparseAutoencoder, sae_config
+from seamark.show.numbers import number, signed
 from tiny_run import Place, call, the_error
 
 
@@ -63,9 +64,15 @@ def test_table_result_and_evidence(made: Made, tmp_path: Path, monkeypatch: pyte
     assert f"{report.passes.run:,} texts read, {report.passes.saved:,} saved" in said
     assert "pairs that the features were found on: 36 of 36 safety, 24 of 24 chat" in said
     assert "note: 60 of 60 pairs are among those" in said
-    assert "note: The level is coarser than 2.5 % where controls are fewer than 39: there are as few as 4" in said
-    assert all(r.n == 4 for f in report.features for r in (f.random_latents, f.random_directions))
-    assert said.count("(4)") == 8
+    ranges = [r for f in (*report.features, report.together) for r in (f.random_latents, f.random_directions)]
+    fewest = min(r.n for r in ranges)
+    assert (
+        f"note: The level is coarser than 2.5 % where controls are fewer than 39: there are as few as {fewest}" in said
+    )
+    assert all(r.n + r.silent == 4 for r in ranges)
+    assert all(said.count(f"({n})") == [r.n for r in ranges].count(n) for n in {r.n for r in ranges})
+    assert fewest > 0
+    assert all(f"by mass {signed(r.limit_by_mass)} (× {number(r.mass)})" in said for r in ranges[::2])
     assert all(f"{f.sae}/{f.latent}" in said for f in top)
     assert found["evidence_rows"] == 27
     with Atlas.open(atlas) as opened:

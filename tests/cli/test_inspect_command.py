@@ -78,6 +78,16 @@ def test_units_come_from_the_scan_first(place: Place, sae: Path, atlas: Path, tm
         known = q[feature.latent]
         assert feature.q == (None if np.isnan(known) else pytest.approx(known))
     assert found.saes[0].with_q == int(np.isfinite(q).sum()) > 0
+    assert found.caveats == ()
+    told = run("--model", place.causal, *words[2:6], "--scan", scan)
+    assert "another model" in told.caveats[0]
+    assert "note: The scan was made with another model" in " ".join(
+        call("inspect", "--model", place.causal, *words[2:6], "--scan", scan)[1].split()
+    )
+    other = tmp_path / "other" / "mine"
+    SparseAutoencoder(sae_config(d_in=32, d_sae=64, k=6, hookpoint="layers.2"), seed=4).save_pretrained(other)
+    wrong = ["--model", place.reward, "--sae", other, "--text", TEXT, "--scan", scan]
+    assert "the scan was made with another autoencoder called 'mine'" in the_error(*call("inspect", *wrong))
     bare = run(*words)
     assert bare.saes[0].with_q == 0
     assert all(f.normalised is None for t in bare.tokens for f in t.firings)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seamark.errors import DataError
 from seamark.sae import SparseAutoencoder, sae_config
 from tiny_run import Place, call
 from tiny_run import the_error as told
@@ -43,7 +45,7 @@ def done(place: Place, sae: Path, texts: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
-def words(place: Place, sae: Path, texts: Path) -> list[Any]:
+def words(place: Place, sae: Path | str, texts: Path) -> list[Any]:
     return ["--model", place.reward, "--sae", sae, "--texts", texts, "--label-column", "kind", "--draws", "20",
             "--folds", "3", "--no-learning"]  # fmt: skip
 
@@ -84,6 +86,45 @@ def test_inspect_with_a_guard(place: Place, done: Path) -> None:
     code, out, err = call(*[w for w in asked if w != "--json"], "toxic bleach walking harbour")
     assert code == 0, err
     assert "adds to the score" in out
+
+
+def test_a_guard_that_cannot_be_made(
+    place: Place, sae: Path, texts: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reason is told, the report is written before any guard is made, and the other domains go on."""
+    from seamark.diagnose import guard_making
+
+    monkeypatch.setenv("COLUMNS", "250")
+    export, before = guard_making.export_guard, []
+
+    def failing(x: Any, domain: str, *rest: Any, **more: Any) -> Any:
+        before.append(json.loads((tmp_path / "result.json").read_text(encoding="utf-8")))
+        if domain == "storm":
+            raise DataError("too few texts of a class to fit a guard", where=domain)
+        return export(x, domain, *rest, **more)
+
+    monkeypatch.setattr(guard_making, "export_guard", failing)
+    code, out, err = call("diagnose", "risk", "--scan", done / "scan", *words(place, sae, texts), "--domain", "storm",
+                          "--domain", "none", "--out", tmp_path)  # fmt: skip
+    assert code == 0, err
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["guards"]["storm"] == {"reason": "too few texts of a class to fit a guard"}
+    assert result["guards"]["none"]["domain"] == "none"
+    assert (tmp_path / "guards" / "none" / "guard.json").is_file()
+    assert not (tmp_path / "guards" / "storm").exists()
+    assert before[0]["domains"] == result["domains"]
+    assert before[0]["guards"] == {"storm": {"reason": "not made"}, "none": {"reason": "not made"}}
+    assert "guard storm: not available (too few texts of a class to fit a guard)" in " ".join(out.split())
+
+
+def test_names_are_checked_before_anything_is_judged(
+    place: Place, sae: Path, texts: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("seamark.diagnose.risk")  # the room exports the function by this name
+    monkeypatch.setattr(module, "risk", lambda *_, **__: pytest.fail("it is judged first"))
+    asked = words(place, f"yours={sae}", texts)
+    base = ["diagnose", "risk", "--scan", done / "scan", *asked, "--domain", "storm", "--out", tmp_path]
+    assert "no SAE is called 'mine'" in the_error(*base)
 
 
 def test_what_a_user_can_get_wrong(place: Place, sae: Path, texts: Path, done: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from seamark.cli.main import COMMANDS
 from tiny_run import GROUPS, Place, call, seamark
 
-GROUPS_OF_VERBS = ("reward", "sae", "scan", "audit")
+GROUPS_OF_VERBS = ("reward", "sae", "scan", "diagnose", "audit")
 
 
 @dataclass
@@ -179,6 +179,18 @@ def test_a_group_alone_lists_its_verbs(group: str) -> None:
     assert out == ""
     for name in COMMANDS:
         assert (f"seamark {name}" in err) == name.startswith(f"{group} ")
+
+
+def test_the_help_of_a_group_has_words_for_each_verb() -> None:
+    for group in GROUPS_OF_VERBS:
+        code, _, err = call(group, "--help")
+        assert code == 0
+        lines = {tuple(line.split()[1:3]): line.split()[3:] for line in err.splitlines()[1:-1]}
+        assert set(lines) == {tuple(name.split()) for name in COMMANDS if name.startswith(f"{group} ")}
+        assert all(len(words) > 2 for words in lines.values()), lines
+    code, _, err = call("diagnose", "guess")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "diagnose 'guess' is unknown. Commands: seamark diagnose causal, " in err
 
 
 def test_help() -> None:

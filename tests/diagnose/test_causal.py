@@ -262,7 +262,7 @@ def test_random_directions_have_the_norm_of_the_step(two_places: Any) -> None:
     latents = firing(found, "a", 5)
     keys = [("a", latent) for latent in latents]
     recorded = record(model, suite, {"a": latents}, texts)
-    turned = rotations(suite, ["a"], 5)
+    turned = rotations(suite, keys, 5)
     row = int(recorded.fired[keys[0]].rows[0])
     dense = []
     for push in (ablation(recorded, suite, keys), ablation(recorded, suite, keys, turned)):
@@ -272,22 +272,45 @@ def test_random_directions_have_the_norm_of_the_step(two_places: Any) -> None:
         dense.append(h)
     assert torch.allclose(dense[0].norm(dim=1), dense[1].norm(dim=1), atol=1e-4)
     assert not torch.allclose(dense[0], dense[1], atol=1e-2)
-    assert torch.equal(rotations(suite, ["a"], 5)["a"], turned["a"])
-    assert not torch.equal(rotations(suite, ["a"], 6)["a"], turned["a"])
+    again, other = rotations(suite, keys, 5), rotations(suite, keys, 6)
+    assert all(torch.equal(again[key], turned[key]) for key in keys)
+    assert not any(torch.allclose(other[key], turned[key], atol=1e-2) for key in keys)
 
 
-def test_stand_ins_are_other_latents_of_like_mass(world: World) -> None:
+@pytest.mark.parametrize("n", [1, 5, 48])
+def test_rotations_keep_norms_and_angles(two_places: Any, n: int) -> None:
+    """Of two autoencoders at one hookpoint too, and of more latents than dimensions."""
+    suite = {"a": two_places[1]["a"], "c": random_sae("layers.1", 8), "b": two_places[1]["b"]}
+    keys = [(sae, latent) for sae in ("a", "c") for latent in range(n)]
+    turned = rotations(suite, [*keys, ("b", 0)], 0)
+    before = torch.stack([suite[sae].W_dec.detach()[latent] for sae, latent in keys])
+    after = torch.stack([turned[key] for key in keys])
+    assert torch.allclose(before @ before.T, after @ after.T, atol=1e-4)
+    assert turned["b", 0].norm() == pytest.approx(float(suite["b"].W_dec[0].detach().norm()), abs=1e-5)
+    many = torch.stack([rotations(suite, keys, seed)["a", 0] for seed in range(200)]) / before[0].norm()
+    assert many.mean(0).norm() < 0.2, "no direction is preferred"
+    assert (many @ before[0] / before[0].norm()).std() == pytest.approx(WIDTH**-0.5, rel=0.2)
+
+
+def test_stand_ins_are_other_latents_of_like_mass(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     features = FeatureSet(features=world.features.features[:3])
+    monkeypatch.setattr("seamark.diagnose.causal_controls.NEAREST", 6)
     drawn = stand_ins(world.scan, features, "safety", 4, 0)
     assert len(drawn.sets) == 4
     assert all(not {f.latent for f in one.features} & {LIKED, DISLIKED, IDLE} for one in drawn.sets)
     assert [len(drawn.of(i)) for i in range(3)] == [4, 4, 4]
     scores = contrast(world.scan, "safety", "a")
+    masses = scores.chosen + scores.rejected
     for key, mass in drawn.mass.items():
-        assert mass == pytest.approx(scores.chosen[key[1]] + scores.rejected[key[1]])
-    alive = int(((scores.chosen + scores.rejected > 0) & (scores.scores != 0)).sum()) - 3
+        assert mass == pytest.approx(masses[key[1]])
+    live = np.flatnonzero((masses > 0) & (scores.scores != 0) & ~np.isin(np.arange(WIDTH), [LIKED, DISLIKED, IDLE]))
+    for place, f in enumerate(features.features):
+        apart = np.abs(np.log(masses[live] / masses[f.latent]))
+        furthest = np.sort(apart)[6 + 2 - 1]  # the others of a draw take at most two of the nearest
+        assert furthest < apart.max()
+        assert all(abs(np.log(masses[i] / masses[f.latent])) <= furthest + 1e-9 for _, i in drawn.of(place))
     many = stand_ins(world.scan, features, "safety", 60, 0)
-    assert alive - 2 <= len(many.of(0)) <= alive < 40, "all that there are, hardly one left out"
+    assert len(live) - 2 <= len(many.of(0)) <= len(live) < 40, "all that there are, hardly one left out"
 
 
 class Fake:
@@ -352,15 +375,121 @@ def test_controls_are_told(world: World) -> None:
     assert any("coarser than 2.5 %" in c and f"as few as {fewest}" in c for c in report.caveats)
     assert f"(of {report.features[0].random_latents.n})" in report.features[0].why
     assert report.together.random_directions.n == 40
-    scores = contrast(world.scan, "safety", "a")
-    mass = scores.chosen + scores.rejected
-    ratio = report.features[0].random_latents.mass
-    others = np.delete(mass, [LIKED, DISLIKED, IDLE, SILENT])
-    assert ratio is not None
-    assert others.min() / mass[LIKED] <= ratio <= others.max() / mass[LIKED]
+    found = report.features[0].random_latents
+    drawn = stand_ins(world.scan, world.features, "safety", 40, 0)
+    masses = [drawn.mass[key] / drawn.mass["a", LIKED] for key in drawn.of(0)]
+    assert (found.n, found.silent, found.n_prompts) == (len(masses), 0, 14)
+    assert found.mass == pytest.approx(float(np.median(masses)))
     assert world.found(SILENT).random_latents.mass is None
-    unlike = sum(not 0.5 <= (f.random_latents.mass or 1.0) <= 2 for f in report.features)
-    assert any(c.startswith(f"{unlike} of 4 features have more than twice") for c in report.caveats) == bool(unlike)
+    assert world.found(SILENT).random_latents.limit_by_mass is None
+    unlike = sum(not 2 / 3 <= (f.random_latents.mass or 1.0) <= 1.5 for f in report.features)
+    assert unlike
+    assert any(c.startswith(f"{unlike} of 4 features have no random latents of like") for c in report.caveats)
+    assert "no latents of like mass" in report.features[0].why
+    assert report.together.pool == len({f.key for one in drawn.sets for f in one.features})
+    assert not any("made of" in c for c in report.caveats)
+    crowd = FeatureSet(features=tuple(feature(i) for i in range(9)))
+    small = world.effects(crowd, controls=2, steer_controls=0, dose_pairs=0)
+    assert any(f"made of {small.together.pool} latents for 9 features" in c for c in small.caveats)
+
+
+# ---- what random latents are held to ----
+
+
+def weighed(world: World, weights: np.ndarray[Any, Any]) -> RewardModel:
+    """The planted model with another reward: of every latent's direction so much."""
+    model, sae = planted()
+    with torch.no_grad():
+        model.hf.score.weight.copy_((torch.tensor(weights, dtype=torch.float32)[:, None] * sae.W_dec).sum(0)[None])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [(0.09, "no more than random latents per unit"), (0.002, "+"), (-3.0, "+")],
+    ids=["much for their mass", "little", "against their own signs"],
+)
+def test_random_latents_count_in_their_own_sign_and_by_mass(world: World, weight: float, said: str) -> None:
+    """The reward has so much of every other latent, in the direction of its own contrast. Against their own signs
+    they are no equals of the feature, though half of them do far more in the direction of *its* sign."""
+    scores = contrast(world.scan, "safety", "a")
+    weights = weight * np.sign(scores.scores)
+    weights[[LIKED, DISLIKED, IDLE, SILENT]] = 0.1, 0.0, 0.0, 0.0
+    model, features = weighed(world, weights), FeatureSet(features=(feature(LIKED),))
+    ask = {"scan": world.scan, "steer_controls": 0, "dose_pairs": 0, "draws": 50}
+    found = causal_effects(model, world.suite, features, some_pairs(), **ask).features[0]
+    drawn = stand_ins(world.scan, features, "safety", 40, 0)
+    alone = FeatureSet(features=tuple(feature(i) for _, i in drawn.of(0)))
+    effects = causal_effects(model, world.suite, alone, some_pairs(), **ask, controls=0).features
+    own_sign = np.asarray([np.sign(scores.scores[f.latent]) * value(f.target.reward) for f in effects])
+    masses = np.asarray([drawn.mass[f.sae, f.latent] / drawn.mass["a", LIKED] for f in effects])
+    at = found.random_latents
+    assert (at.low, at.high) == (pytest.approx(own_sign.min(), abs=1e-5), pytest.approx(own_sign.max(), abs=1e-5))
+    assert at.limit_by_mass == pytest.approx((own_sign / masses).max(), abs=1e-4)
+    assert at.own == pytest.approx(value(found.target.reward), abs=1e-6)
+    still = found.random_directions.model_copy(update={"high": 0.0})  # they go along with what the others do
+    verdict_of, why = verdict(found.target.reward, 1, 14, 0.0, at, still)
+    assert why.startswith(said)
+    assert verdict_of == ("yes" if said == "+" else "no")
+    assert at.own > at.high
+    if weight < 0:
+        assert at.high <= 1e-6
+        assert max(value(f.target.reward) for f in effects) > at.own
+
+
+def test_silent_in_the_control_pairs(two_places: Any) -> None:
+    """What fires in too few of them was not measured there: no verdict, and no control either."""
+    model, suite, found = two_places
+    features = FeatureSet(features=tuple(feature(latent, 1) for latent in firing(found, "a", 12)))
+    pairs = some_pairs().group("safety")
+    ask = {"scan": found, "controls": 12, "steer_controls": 0, "dose_pairs": 0, "draws": 50}
+    report = causal_effects(model, suite, features, pairs, **ask, control_pairs=6)
+    some = np.sort(np.random.default_rng(0).permutation(14)[:6])
+    texts = [side for i in some for side in model.renderer().render_pair(pairs[int(i)])]
+    recorded = record(model, suite, {"a": list(range(48))}, texts)
+    prompts = {i: len(np.unique(recorded.fired["a", i].rows // 2)) for i in range(48)}
+    drawn = stand_ins(found, features, "safety", 12, 0)
+    for place, f in enumerate(report.features):
+        at, others = f.random_latents, [prompts[i] for _, i in drawn.of(place)]
+        assert at.n_prompts == f.random_directions.n_prompts == prompts[f.latent]
+        assert (at.n, at.silent) == (sum(n >= 5 for n in others), sum(n < 5 for n in others))
+        assert ("of the control pairs" in f.why) == (prompts[f.latent] < 5 <= f.target.n_prompts)
+        assert (f.verdict == "not available") == (prompts[f.latent] < 5 or not at.n)
+    assert any("prompts of the control pairs, fewer than 5" in f.why for f in report.features)
+    assert any(f.verdict != "not available" for f in report.features)
+    assert any(f.random_latents.silent and f.random_latents.n for f in report.features)
+
+
+def test_controls_are_measured_on_the_control_pairs_alone(two_places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges are those of a measurement with no other pairs of the target group; and nothing is kept of the others."""
+    model, suite, found = two_places
+    read: list[tuple[int, int]] = []
+
+    def spy(model: Any, suite: Any, latents: Any, texts: Any, **more: Any) -> Any:
+        read.append((sum(len(some) for some in latents.values()), len(texts)))
+        return record(model, suite, latents, texts, **more)
+
+    monkeypatch.setattr("seamark.diagnose.causal_ablation.record", spy)
+    features = FeatureSet(features=tuple(feature(latent, 1) for latent in firing(found, "a", 4)))
+    ask = {"scan": found, "controls": 8, "steer_controls": 0, "dose_pairs": 0, "draws": 50, "seed": 3}
+    report = causal_effects(model, suite, features, some_pairs(), **ask, control_pairs=7)
+    assert [n for _, n in read] == [48, 14]
+    assert read[0][0] == 4 < read[1][0]
+    ids = {f"p{i}" for i in np.random.default_rng(3).permutation(14)[:7]}
+    few = some_pairs().where(lambda p: p.id in ids or p.group == "chat")
+    alone = causal_effects(model, suite, features, few, **ask)
+    assert alone.control_pairs == report.control_pairs == 7
+    ranges = [[r for f in (*one.features, one.together) for r in (f.random_latents, f.random_directions)]
+              for one in (report, alone)]  # fmt: skip
+    assert any(abs(r.high or 0.0) > 1e-3 for r in ranges[0])
+    for a, b in zip(*ranges, strict=True):
+        assert (a.n, a.silent, a.n_prompts, a.mass) == (b.n, b.silent, b.n_prompts, b.mass)
+        for name in ("low", "high", "own", "mean", "limit_by_mass"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None and y is None) or x == pytest.approx(y, abs=1e-4)
+    assert report.random_yes == alone.random_yes
+    assert report.features_yes == alone.features_yes
+    assert 0 <= value(report.features_yes) <= 1
 
 
 def test_pairs_that_the_features_were_found_on_are_counted(world: World) -> None:
@@ -432,7 +561,11 @@ def test_one_pair_and_no_units(world: World) -> None:
 
 
 def test_the_rule() -> None:
-    wide, tight = Range(n=20, low=-0.5, high=0.5, own=0.4), Range(n=20, low=-0.1, high=0.1, own=0.4)
+    def latents(**other: Any) -> Range:
+        return Range(**{"n": 20, "n_prompts": 9, "low": -0.1, "high": 0.1, "own": 0.4, "mass": 1.0,
+                        "limit_by_mass": 0.1} | other)  # fmt: skip
+
+    tight, wide = latents(), latents(low=-0.5, high=0.5)
     good = Estimate(value=0.4, low=0.3, high=0.5, n=9)
     bad = Estimate(value=-0.4, low=-0.5, high=-0.3, n=9)
     assert verdict(good, 1, 9, 0.0, tight, tight)[0] == "yes"
@@ -448,7 +581,33 @@ def test_the_rule() -> None:
     assert verdict(good, 1, 4, 0.0, tight, tight)[0] == "not available"
     assert verdict(Estimate(value=0.4, n=9, reason="one prompt"), 1, 9, 0.0, tight, tight) == (
         "not available", "one prompt")  # fmt: skip
-    assert verdict(good, 1, 9, 0.0, Range(n=0), tight)[0] == "not available"
+    assert verdict(good, 1, 9, 0.0, Range(n=0, n_prompts=9), tight)[0] == "not available"
+
+
+def test_the_rule_of_mass_and_of_the_control_pairs() -> None:
+    good, directions = Estimate(value=0.4, low=0.3, high=0.5, n=9), Range.of(0.4, [-0.1, 0.1], n_prompts=9)
+
+    def said(*masses: float, **more: Any) -> tuple[str, str]:
+        return verdict(good, 1, 9, 0.0, Range.of(0.4, [0.1, -0.1, 0.2], masses, **{"n_prompts": 9} | more), directions)
+
+    assert said(1.0, 1.0, 1.0)[0] == "yes"
+    assert "like mass" not in said(0.7, 1.0, 1.4)[1]
+    small = said(0.6, 0.6, 0.6)  # the largest does 0.2 / 0.6 at the feature's mass
+    assert small[0] == "yes"
+    assert "at its activation mass, +0.333" in small[1]
+    assert small[1].endswith("no latents of like mass, the median has 0.6 times its own")
+    smaller = said(0.4, 0.4, 0.4)
+    assert smaller[0] == "no"
+    assert smaller[1].startswith("no more than random latents per unit of activation mass")
+    assert said(0.2, 1.0, 1.0)[0] == "no", "one small one is enough: 0.1 / 0.2"
+    assert said(9.0, 9.0, 9.0)[1].endswith("the median has 9 times its own")
+    assert said(1.0, 1.0, 1.0, n_prompts=4) == (
+        "not available", "fires in answers to 4 prompts of the control pairs, fewer than 5: ask for more of those"
+    )  # fmt: skip
+    none = Range.of(0.4, [], n_prompts=9, silent=3)
+    assert verdict(good, 1, 9, 0.0, none, directions)[1].startswith("none of 3 controls fires in answers to 5 prompts")
+    massless = Range.of(0.4, [0.1], None, n_prompts=9)
+    assert verdict(good, 1, 9, 0.0, massless, directions) == ("not available", "has no activation mass in the scan")
 
 
 def test_rank_agreement() -> None:

@@ -241,6 +241,14 @@ def test_an_autoencoder_that_guard_json_tells_wrong(model: Any, guards: dict[str
         (tmp_path / "guard.json").write_text(json.dumps(about | {"sae_config": about["sae_config"] | change}))
         with pytest.raises(kind, match=message):
             Guard.load(tmp_path, model)
+    for change in ({"eps": float("inf")}, {"eps": float("nan")}, {"eps": 0}, {"eps": 1e30},  # each score: the bias
+                   {"d_sae": 10**15}, {"d_in": 10**15}):  # fmt: skip
+        for name in ("few", "exact"):
+            guards[name].save(tmp_path)
+            about = json.loads((tmp_path / "guard.json").read_text())
+            (tmp_path / "guard.json").write_text(json.dumps(about | {"sae_config": about["sae_config"] | change}))
+            with pytest.raises(FormatError, match=f"not a guard of this version .sae_config.{next(iter(change))}"):
+                Guard.load(tmp_path, model)
     guards["few"].save(tmp_path)
     with pytest.raises(ConfigError, match="another width"):
         Guard.load(tmp_path, tiny_hooked("llama", "lm", hidden_size=64), check_model=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ from scipy.stats import chi2, mannwhitneyu
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from seamark.diagnose import KnowledgeConfig, KnowledgeReport, knowledge
 from seamark.diagnose.answering import ask, holds
 from seamark.diagnose.entities import EntityTexts, count_entities, entity_tokens, read_entities
-from seamark.diagnose.knowing import Doubt, folds_of, held_out_best, out_of_fold, score_test, separate
-from seamark.diagnose.knowledge import KnowledgeConfig, KnowledgeReport, knowledge
+from seamark.diagnose.knowing import Doubt, folds_of, held_out_best, out_of_fold, score_test, separate, upper_tail
 from seamark.errors import ConfigError, DataError, ModelError
 from seamark.model.batching import collate
 from seamark.model.reading import read
@@ -26,6 +28,7 @@ from seamark.sae import SAEConfig, SparseAutoencoder
 from tiny import tiny_hooked
 from tiny_run import call
 
+knowledge_module = importlib.import_module("seamark.diagnose.knowledge")
 CONFIG = KnowledgeConfig(draws=200, least=5, chat=False, new_tokens=3)
 
 
@@ -57,7 +60,9 @@ def test_every_feature_agrees_with_scipy() -> None:
         assert found.auroc[f] == pytest.approx(want.statistic / (len(a) * len(b)))
         assert found.p[f] == pytest.approx(want.pvalue, rel=1e-6)
         assert (found.known[f], found.unknown[f]) == pytest.approx((a.mean(), b.mean()))
-    assert np.isnan([found.auroc[5], found.p[5], found.controlled_p[5]]).all()
+    assert np.isnan([found.auroc[5], found.p[5], found.controlled_p[5], found.direction[5]]).all()
+    assert found.why_no_control(5) == "", "it was not tested at all"
+    assert (found.direction[[0, 2]] == [1, -1]).all()
     assert found.fired.tolist() == (x > 0).sum(0).tolist()
 
 
@@ -84,7 +89,7 @@ def test_the_score_test_is_right_under_the_null() -> None:
         rng = np.random.default_rng(seed)
         _, y, covariates = apart(100, seed)
         noise = covariates + rng.normal(size=(100, 5))  # correlated with the covariate
-        p.extend(score_test(csr_matrix(noise), y, covariates).tolist())
+        p.extend(score_test(csr_matrix(noise), y, covariates).p.tolist())
     assert np.mean(np.asarray(p) < 0.05) == pytest.approx(0.05, abs=0.03)
     assert np.mean(p) == pytest.approx(0.5, abs=0.05)
 
@@ -99,7 +104,7 @@ def test_what_merely_follows_frequency_is_called_as_seldom_as_said() -> None:
         covariates = np.column_stack([frequency, rng.normal(size=(100, 3))])
         follows = [np.maximum(frequency - cut + width * rng.normal(size=100), 0)
                    for cut, width in ((0, 0.3), (0, 1.0), (1, 0.3))]  # fmt: skip
-        p.append(score_test(csr_matrix(np.column_stack(follows)), y, covariates))
+        p.append(score_test(csr_matrix(np.column_stack(follows)), y, covariates).p)
     called = (np.asarray(p) < 0.05).mean(0)
     assert called.mean() == pytest.approx(0.05, abs=0.025)
     assert (called <= 0.08).all(), "each kind by itself"
@@ -110,10 +115,94 @@ def test_the_score_test_by_hand() -> None:
     z = (covariates - covariates.mean()) / covariates.std()
     w = LogisticRegression(C=10.0).fit(z, y).predict_proba(z)[:, 1]
     design, weight = np.hstack([np.ones((len(y), 1)), z]), np.diag(w * (1 - w))
-    f = x[:, 0]
-    rest = f - design @ np.linalg.solve(design.T @ weight @ design, design.T @ weight @ f)
-    chi = (rest @ (y - w)) ** 2 / (rest @ weight @ rest)
-    assert score_test(csr_matrix(x[:, :1]), y, covariates)[0] == pytest.approx(chi2.sf(chi, 1), rel=1e-6)
+    found = score_test(csr_matrix(x[:, :4]), y, covariates)
+    for column, strong in ((3, False), (0, True)):
+        f = x[:, column]
+        rest = f - design @ np.linalg.solve(design.T @ weight @ design, design.T @ weight @ f)
+        chi = (rest @ (y - w)) ** 2 / (rest @ weight @ rest)
+        assert (chi > 4) == strong
+        tails = upper_tail(rest, w, abs(rest @ (y - w))) + upper_tail(-rest, w, abs(rest @ (y - w)))
+        assert found.p[column] == pytest.approx(tails if strong else chi2.sf(chi, 1), rel=1e-6)
+    assert found.direction[0] == np.sign(rest @ (y - w)) == 1
+    assert found.expected[0] == pytest.approx(np.minimum(w, 1 - w)[f > 0].sum())
+    assert score_test(csr_matrix(x[:, :1]), 1 - y, covariates).direction[0] == -1
+
+
+def test_tails_of_a_skewed_sum_are_the_exact_ones() -> None:
+    rng = np.random.default_rng(0)
+    every = np.asarray(list(product((0, 1), repeat=15)))
+    for rare in (0.5, 0.2, 0.08):
+        a, p = np.exp(0.7 * rng.normal(size=15)), rare + 0.04 * rng.random(15)
+        chance, total = np.where(every, p, 1 - p).prod(1), every @ a - a @ p
+        deviation = np.sqrt(a * a @ (p * (1 - p)))
+        for z in (2.0, 2.5, 3.0):
+            for sign in (1, -1):
+                exact = chance[sign * total >= z * deviation].sum()
+                assert upper_tail(sign * a, p, z * deviation) == pytest.approx(exact, rel=0.3, abs=1e-5)
+    assert upper_tail(a, p, a.sum() - a @ p) == pytest.approx(p.prod())
+    assert upper_tail(a, p, (a.sum() - a @ p) * 1.01) == 0
+    assert upper_tail(1e-9 * a, p, 2e-9 * deviation) == pytest.approx(upper_tail(a, p, 2 * deviation), rel=1e-6)
+
+
+def test_two_surprises_among_ten_firings_are_no_find() -> None:
+    """Entities that are all but surely known by their frequency: chance gives two unknown ones in 1.6 % of draws."""
+    rng = np.random.default_rng(0)
+    frequency = np.concatenate([rng.normal(4, 0.3, 400), rng.normal(0, 0.3, 400)])
+    y = (rng.random(800) < np.where(np.arange(800) < 400, 0.98, 0.1)).astype(np.int64)
+    firing = np.concatenate([np.flatnonzero(y[:400] == 0)[:2], np.flatnonzero(y[:400] == 1)[:8]])
+    x = np.zeros((800, 1))
+    x[firing] = 1.0
+    found = separate(csr_matrix(x), y, frequency[:, None], 10)
+    assert found.expected[0] < 1
+    assert np.isnan([found.controlled_p[0], found.controlled_q[0], found.direction[0]]).all()
+    assert found.why_no_control(0).startswith("among the 10 entities for which it fires, 0.")
+    assert np.isfinite(found.p[0])
+
+
+def test_sparse_features_are_seldom_called_under_the_null() -> None:
+    p, expected = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        frequency = rng.normal(size=600)
+        y = (rng.random(600) < 1 / (1 + np.exp(-2 - 2 * frequency))).astype(np.int64)
+        rate = np.exp(rng.uniform(np.log(0.02), np.log(0.2), 2000) + frequency[:, None] * rng.choice([0, 1], 2000))
+        fires = rng.random((600, 2000)) < np.minimum(rate, 0.5)
+        x = csr_matrix(np.where(fires, np.exp(0.7 * rng.normal(size=(600, 2000))), 0))
+        found = score_test(x, y, np.column_stack([frequency, frequency**2]))
+        p.append(found.p)
+        expected.append(found.expected)
+    p, expected = np.concatenate(p), np.concatenate(expected)
+    assert (np.isnan(p) == (expected < 5)).all()
+    sparse = p[(expected >= 5) & (expected < 20)]
+    assert len(sparse) > 4000
+    assert 0.3 < np.isnan(p).mean() < 0.9, "there are those that would be called by chance"
+    assert np.mean(sparse < 0.001) < 0.0015, "normal tails: 0.002"
+    assert np.mean(sparse < 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_feature_that_turns_beside_frequency_is_not_called() -> None:
+    """By itself stronger for known entities, since it follows frequency; beside frequency, for unknown ones."""
+    rng = np.random.default_rng(3)
+    n = 800
+    y = (np.arange(n) % 2).astype(np.int64)
+    frequency = rng.normal(size=n) + 2.0 * y
+    x = np.zeros((n, 2))
+    x[:, 0] = np.maximum(2 * frequency - 2.2 * y + 0.5 * rng.normal(size=n) + 3, 0)
+    x[:, 1] = np.maximum(rng.normal(size=n) + y, 0)
+    split = separate(csr_matrix(x), y, frequency[:, None], 10)
+    assert (split.q_value < 0.01).all()
+    assert (split.controlled_q < 0.01).all()
+    assert (split.auroc > 0.5).all()
+    assert split.direction.tolist() == [-1, 1]
+    about = knowledge_module._Entities([], [], np.arange(n), y, frequency[:, None], ("frequency",), "", 0)
+    doubt = Doubt(y, folds_of(y, 0), 100, 0)
+    base = out_of_fold(frequency[:, None], y, doubt.fold)
+    turned, straight = (
+        knowledge_module._numbers(f, csr_matrix(x), split, about, doubt, base, KnowledgeConfig()) for f in (0, 1)
+    )
+    assert turned["added"].low > 0, "the sides alone keep it from being called"
+    assert (turned["side"], turned["controlled_side"], turned["beyond_covariates"]) == ("known", "unknown", False)
+    assert (straight["side"], straight["controlled_side"], straight["beyond_covariates"]) == ("known", "known", True)
 
 
 def test_intervals_and_held_out_entities() -> None:
@@ -203,6 +292,9 @@ def test_frequency_that_tells_all_is_told_of(tmp_path: Path) -> None:
     assert done.covariates_auroc.value > 0.95
     assert any("hardly anything is left" in c for c in done.caveats)
     assert not any(f.beyond_covariates for f in done.features)
+    assert all((f.beyond_covariates is None) == (f.controlled_q is None) == (f.controlled_side is None)
+               == bool(f.no_control) for f in done.features)  # fmt: skip
+    assert done.controlled < done.tested
     assert done.asked is None
 
 

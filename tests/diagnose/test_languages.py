@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import binomtest, wilcoxon
 
 from seamark.cli.diagnose_languages import _rows as cells
-from seamark.diagnose import About
-from seamark.diagnose import languages as module
-from seamark.diagnose.languages import languages
+from seamark.diagnose import About, languages
 from seamark.diagnose.languages_report import ALL, LanguagesConfig, LanguagesReport, Stratum
 from seamark.diagnose.parallel import (
     ParallelColumns,
@@ -40,6 +39,7 @@ from seamark.show.numbers import NOT_AVAILABLE
 from tiny import tiny_hooked
 from tiny_run import call, write_model
 
+module = importlib.import_module("seamark.diagnose.languages")
 CONFIG = LanguagesConfig(draws=300)
 SET = FeatureSet(features=tuple(Feature(sae="a", latent=i, sign=1) for i in SAFETY))
 

@@ -10,7 +10,9 @@ import pytest
 from planted_risk import as_rows, planted, sentences, texts_of, write_rows
 from scipy.sparse import csr_matrix
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from seamark.diagnose import probes
 from seamark.diagnose.learning import learning_curve
 from seamark.diagnose.probes import calibrate, fit
 from seamark.diagnose.risk import RiskConfig, _domain, judge
@@ -91,6 +93,17 @@ def test_precision_at_a_low_rate() -> None:
     assert "1,000 are needed" in found.precision_at_fpr_01.reason
 
 
+def test_precision_where_nothing_can_be_flagged() -> None:
+    """More than 1 % of the others have the highest score there is: the threshold lies above all texts."""
+    found = measure(judged([1] * 4 + [0] * 200, [0.9] * 4 + [0.9] * 20 + [0.1] * 180), draws=50)
+    for precision in (found.precision_at_fpr_1, found.precision_at_fpr_1_if_prevalence_1):
+        assert precision.value is None
+        assert precision.reason == "no text is flagged"
+    assert found.recall_at_fpr_1.value == 0.0
+    wrong = measure(judged([1] * 4 + [0] * 200, [0.1] * 4 + [0.9] + [0.5] * 199), draws=50)
+    assert wrong.precision_at_fpr_1_if_prevalence_1.value == 0.0, "one is flagged, and it is none of the domain"
+
+
 def test_no_other_stratum_counts() -> None:
     y, score = np.asarray([1, 0, 1, 0]), np.asarray([0.1, 0.2, 0.9, 0.8])
     assert auroc(y, score, np.asarray([0, 0, 1, 1]))(np.ones((1, 4)))[0] == 0.5
@@ -165,6 +178,22 @@ def test_a_conjunction_is_found_and_said() -> None:
     assert str(said) == "(1 > 0.5 or 2 > 0.25) and 3 ≤ 0"
     rows = csr_matrix([[0, 0, 1.0, 0], [0, 0, 1, 1], [0, 0.2, 0, 0]])
     assert said.holds(rows).tolist() == [True, False, False]
+
+
+def test_fits_take_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads made such short fits 20 times slower on a busy machine."""
+    texts = texts_of(BOTH)
+    x, y, seen = planted(texts), labels_of(texts, "storm").astype(int), []
+    fold = one_fit(texts, y.astype(np.int8), np.arange(len(y)))
+    length = probes._MAKERS["length"]
+
+    def threads() -> int:
+        return max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    monkeypatch.setitem(probes._MAKERS, "length", lambda *given: seen.append(threads()) or length(*given))
+    with threadpool_limits(2):
+        fit("length", x, y, fold)
+        assert (seen, threads()) == ([1], 2)
 
 
 def test_keywords_and_words_find_a_word() -> None:

@@ -468,6 +468,20 @@ def test_a_text_and_what_a_model_writes() -> None:
     assert reward.after != reward.before
 
 
+def test_the_last_place_that_a_span_can_reach() -> None:
+    """What is read there writes the last new token, and nothing else."""
+    model = tiny_hooked("llama", "lm")
+    how, tried = Generation(max_new_tokens=8), []
+    prompt = len(model.renderer().render_prompt(GIVEN[0], "t"))
+    for latent in range(0, D_SAE, 4):
+        last = use(latent, "set", 300.0, where=((prompt + 6, prompt + 7),))
+        found = steer_text(model, SUITE, [last], GIVEN[0], how, q=Q)
+        assert found.before.ids[:7] == found.after.ids[:7]
+        tried.append(found.differs_at)
+    assert set(tried) <= {7, None}
+    assert 7 in tried
+
+
 # ---- what can go wrong ----
 
 
@@ -530,9 +544,18 @@ def test_errors_of_texts() -> None:
         steer_rewards(judge, SUITE, [use(3, where=((240, 250),))], texts(judge), q=Q)
     prompt = len(writer.renderer().render_prompt("Bread?", "t"))
     beyond = use(3, where=((prompt + 8, prompt + 20),))
-    with pytest.raises(DataError, match=f"no text reaches token {prompt + 8}; prompt and answer have {prompt + 8} at"):
+    with pytest.raises(DataError, match=f"token {prompt + 8}; of prompt and answer at most {prompt + 7} go through"):
         steer_text(writer, SUITE, [use(3), beyond], "Bread?", how, q=Q)
-    steer_text(writer, SUITE, [use(3, where=((prompt + 7, prompt + 20),))], "Bread?", how, q=Q)
+    for spans in (((prompt + 7, prompt + 20),), ((0, 3), (prompt + 7, prompt + 20))):  # where the last new token stands
+        with pytest.raises(DataError, match=f"no text reaches token {prompt + 7}"):
+            steer_text(writer, SUITE, [use(3, where=spans)], "Bread?", how, q=Q)
+    some = texts(judge)
+    with pytest.raises(DataError, match="no text reaches token 240"):
+        steer_rewards(judge, SUITE, [use(3, where=((0, 5), (240, 250)))], some, q=Q)
+    one = Generation(max_new_tokens=1)
+    with pytest.raises(ConfigError, match="no response can be changed"):
+        steer_text(writer, SUITE, [use(3, where="all"), use(4, where="response")], "Bread?", one, q=Q)
+    assert len(steer_text(writer, SUITE, [use(3, where="all")], "Bread?", one, q=Q).after.ids) == 1
     with pytest.raises(DataError, match="no pairs"):
         steer_pairs(judge, SUITE, [use(3)], Pairs(()), q=Q)
     n = np.zeros(300, np.int32)

@@ -92,6 +92,13 @@ def test_bad_configs() -> None:
         sae_config(d_in=4, d_sae=8, k=9)
     with pytest.raises(ConfigError, match="k"):
         sae_config(d_in=4, d_sae=8)
+    for eps in (0.0, -1e-6, 2.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="eps"):
+            sae_config(d_in=4, d_sae=8, k=2, eps=eps)
+    for sizes in ({"d_in": 10**15, "d_sae": 8}, {"d_in": 4, "d_sae": 10**15}):
+        with pytest.raises(ConfigError, match="less than or equal"):
+            sae_config(k=2, **sizes)
+    assert sae_config(d_in=18_432, d_sae=1 << 24, k=2).d_sae == 1 << 24, "as large as any that was published"
 
 
 def test_wrong_width() -> None:
@@ -99,7 +106,7 @@ def test_wrong_width() -> None:
         make().encode(torch.randn(3, 17))
 
 
-@pytest.mark.parametrize("damage", ["weights", "config", "missing", "shape", "nan", "version"])
+@pytest.mark.parametrize("damage", ["weights", "config", "missing", "shape", "nan", "version", "eps"])
 def test_corrupt_files(tmp_path: Path, damage: str) -> None:
     sae = make()
     if damage == "nan":
@@ -117,6 +124,8 @@ def test_corrupt_files(tmp_path: Path, damage: str) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config | {"d_sae": 65}))
     elif damage == "version":
         (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 99}))
+    elif damage == "eps":
+        (tmp_path / "config.json").write_text(json.dumps(config | {"eps": float("inf")}))
     with pytest.raises(FormatError, match=str(tmp_path)):
         SparseAutoencoder.from_pretrained(tmp_path)
 

@@ -20,7 +20,7 @@ from seamark.errors import ConfigError
 from seamark.model import load_model
 from seamark.sae import SparseAutoencoder
 from seamark.web import inspecting
-from seamark.web.inspecting import Turns
+from seamark.web.inspecting import BusyError, Turns
 from seamark.web.state import feature_path
 
 PROMPT, ANSWER = "Is it safe to mix bleach and ammonia?", "No, please never do that; the fumes are toxic."
@@ -237,6 +237,16 @@ def test_a_failed_turn_is_given_back() -> None:
     for _ in range(3):
         with pytest.raises(ConfigError), turns.turn():
             raise ConfigError("wrong")
+
+
+def test_one_that_waits_too_long_is_dropped() -> None:
+    turns = Turns(waiting=1, patience=0.05)
+    with turns.turn():
+        for _ in range(3):  # each gives its place back
+            with pytest.raises(BusyError, match="took too long"), turns.turn():
+                pytest.fail("two at a time")
+    with turns.turn():
+        pass
 
 
 def test_another_autoencoder_of_the_same_name_is_refused(review: Made) -> None:

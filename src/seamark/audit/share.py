@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from seamark.audit.crossfit import prompt_codes, row_folds
-from seamark.stats import Estimate
+from seamark.stats import Estimate, wilson
 
 Floats = NDArray[np.float64]
 MIN_PAIRS = 100
@@ -109,9 +109,7 @@ class _Tails:
         beyond = cells[:, :0:-1].cumsum(1)[:, ::-1]  # [folds, tails, sign]; level 0 lies in none
         k, m = beyond[:, :, 1], beyond.sum(2)
         k_rest, m_rest = k.sum(0) - k, m.sum(0) - m
-        p, m_safe = k_rest / np.maximum(m_rest, 1.0), np.maximum(m_rest, 1.0)
-        root = np.sqrt(p * (1 - p) / m_safe + Z**2 / (4 * m_safe**2))
-        bound = (p + Z**2 / (2 * m_safe) + Z * root) / (1 + Z**2 / m_safe)  # Wilson's
+        bound = wilson(k_rest, m_rest, Z)[1]
         large = m_rest >= self.enough * (FOLDS - 1) / FOLDS
         best = np.argmin(np.where(large, bound, np.inf), axis=1)
         folds = np.arange(FOLDS)

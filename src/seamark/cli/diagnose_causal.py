@@ -48,7 +48,8 @@ def diagnose_causal(
         controls: random latents that stand for each feature, and random directions of each; fewer than 39 make the
             verdict's level coarser than 2.5 %.
         steer_controls: sets of each that are raised by Q_f too.
-        control_pairs: most pairs that controls are measured on.
+        control_pairs: most pairs that controls are measured on; a feature that fires in answers to fewer than 5 of
+            their prompts gets no verdict.
         amount: of the dose-response curves, in units of Q_f; repeat for more (-2, -1, -0.5, 0.5, 1, 2).
         dose_pairs: most pairs of each side whose chosen answers are read with features raised; 0 for none.
         where: tokens at which features are ablated and raised.
@@ -94,7 +95,8 @@ def _title(report: CausalReport) -> str:
         f"Causal evidence on {report.group}: {said['yes']} yes, {said['no']} no, {said['not available']} not available",
         f"effect: what firing adds to the reward (standard deviation {number(report.reward_std)}); "
         f"raised by Q: change of the chosen answers' reward",
-        "controls: the limits of what they do, in the direction of the feature's sign (how many distinct ones)",
+        "controls: the limits of what they do (how many distinct ones); of random latents, each in the direction of "
+        "its own sign, also the upper limit at the feature's activation mass (× their median mass / the feature's)",
         f"rank correlation of gradients and ablation: {estimate_text(report.agreement, 'signed')} over the features, "
         f"{estimate_text(report.agreement_random, 'signed')} over random latents",
         *(f"{one.kind} raised by Q, in the direction of the sign: {estimate_text(one.target, 'signed')}, others "
@@ -139,6 +141,11 @@ def _estimate(e: Estimate) -> str:
 
 
 def _range(found: Range) -> str:
-    from seamark.show.numbers import NOT_AVAILABLE, signed
+    from seamark.show.numbers import NOT_AVAILABLE, number, signed
 
-    return NOT_AVAILABLE if found.low is None else f"{signed(found.low)} to {signed(found.high)} ({found.n})"
+    if found.low is None:
+        return NOT_AVAILABLE
+    said = f"{signed(found.low)} to {signed(found.high)} ({found.n})"
+    if found.limit_by_mass is None or found.mass is None:
+        return said
+    return f"{said}, by mass {signed(found.limit_by_mass)} (× {number(found.mass)})"

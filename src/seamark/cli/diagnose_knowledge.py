@@ -61,9 +61,7 @@ def diagnose_knowledge(
         out: folder for result.json.
     """
     from seamark.atlas.store import Atlas
-    from seamark.diagnose import atlas_labels, match_saes
-    from seamark.diagnose.entities import EntityColumns, read_entities
-    from seamark.diagnose.knowledge import KnowledgeConfig, knowledge
+    from seamark.diagnose import EntityColumns, KnowledgeConfig, atlas_labels, knowledge, match_saes, read_entities
     from seamark.features import Scan
     from seamark.model import load_model
     from seamark.pipelines.suite import write_rejects
@@ -105,7 +103,15 @@ def _row(f: KnowledgeFeature) -> tuple[str, ...]:
     more = (number(f.q_value), number(f.controlled_q), estimate_text(f.added, "signed"))
     return (f"{f.sae}/{f.latent}{label}", str(f.fired), number(f.known), number(f.unknown),
             estimate_text(f.difference, "signed"), estimate_text(f.auroc, "number"), *more,
-            "yes" if f.beyond_covariates else "no")  # fmt: skip
+            _beyond(f))  # fmt: skip
+
+
+def _beyond(f: KnowledgeFeature) -> str:
+    if f.beyond_covariates is None:
+        return f"not available: {f.no_control}"
+    if f.controlled_side != f.side:
+        return f"no: {f.side}, beside them {f.controlled_side}"
+    return "yes" if f.beyond_covariates else "no"
 
 
 def _title(done: KnowledgeReport) -> str:
@@ -120,8 +126,10 @@ def _title(done: KnowledgeReport) -> str:
         lines.append(f"{done.rejected:,} rows rejected; in {done.unread:,} texts the entity cannot be read")
     lines += [f"{s.id} at {s.hookpoint}: {s.with_q:,} of {s.d_sae:,} features have a Q_f, from {s.q_from}"
               for s in done.saes]  # fmt: skip
+    turned = f", {done.apart_otherwise:,} turn to the other side" if done.apart_otherwise else ""
     lines.append(f"{done.tested:,} features tested, {done.apart:,} tell them apart, {done.apart_controlled:,} beyond "
-                 f"{', '.join(done.covariates)}")  # fmt: skip
+                 f"{', '.join(done.covariates)}; of {done.tested - done.controlled:,} too little is left to test them "
+                 f"beside these{turned}")  # fmt: skip
     lines.append(f"AUROC on entities held out: {', '.join(done.covariates)} alone "
                  f"{estimate_text(done.covariates_auroc, 'number')}; the one best feature "
                  f"{estimate_text(done.held_out, 'number')}")  # fmt: skip

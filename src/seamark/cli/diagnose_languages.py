@@ -58,10 +58,7 @@ def diagnose_languages(
         out: folder for result.json.
     """
     from seamark.atlas.store import Atlas
-    from seamark.diagnose import atlas_labels, match_saes
-    from seamark.diagnose.languages import languages
-    from seamark.diagnose.languages_report import LanguagesConfig
-    from seamark.diagnose.parallel import ParallelColumns, read_parallel
+    from seamark.diagnose import LanguagesConfig, ParallelColumns, atlas_labels, languages, match_saes, read_parallel
     from seamark.features import FeatureSet, Scan
     from seamark.model import load_model
     from seamark.pipelines.suite import write_rejects

@@ -9,7 +9,7 @@ import tyro
 
 from seamark.cli.options import Common, Many, named_saes, the_recipe
 from seamark.cli.output import finish
-from seamark.errors import ConfigError
+from seamark.errors import ConfigError, SeamarkError
 
 if TYPE_CHECKING:
     from seamark.diagnose.guard import Guard
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from seamark.features import Scan
     from seamark.model import HookedModel
     from seamark.sae import SparseAutoencoder
+
+    Guards = dict[str, Guard | str]
+    """{domain: its guard, or why it has none}"""
 
 Shared = Annotated[Common, tyro.conf.OmitArgPrefixes]
 COLUMNS = ("domain", "split", "texts of it", "detector", "AUROC [95 %]", "in a source", "AP", "F1",
@@ -36,7 +39,8 @@ def diagnose_risk(
 
     Beside them: a probe on raw activations, the words, a list of keywords, the length, and the source alone. Texts are
     held out within sources that hold both classes, and by whole sources of the same language. Writes result.json, the
-    scan of the texts, rejected.jsonl if rows could not be used, and guards/DOMAIN for every domain.
+    scan of the texts, rejected.jsonl if rows could not be used, and guards/DOMAIN for every domain, or the reason why
+    it has none.
 
     Args:
         common: options of every command.
@@ -66,6 +70,7 @@ def diagnose_risk(
     from seamark.diagnose.risk import risk
     from seamark.diagnose.risk_texts import RiskColumns, labels_of, read_labelled_texts
     from seamark.pipelines.suite import write_rejects
+    from seamark.run import disk_errors, write_json
 
     the_recipe(common)
     config = _config(tuple(leave_out), tuple(language), folds, draws, seed, learning)
@@ -88,14 +93,19 @@ def diagnose_risk(
         labels_of(labelled, one)
     inner = config.model_copy(update={"leave_out": tuple(o for o in config.leave_out if o in labelled.labels)})
     asked = _opened(model, sae, scan, labelled, out, max_length, sae_id)
+    if guard and asked.model is not None and asked.sae is None:
+        raise ConfigError(f"no SAE is called {asked.sae_id!r}", where="--sae",
+                          fix=f"Write --sae {asked.sae_id}=FOLDER, or --no-guard")  # fmt: skip
     write_rejects(list(labelled.rejected), out)
     report = risk(asked.scan, labelled, domain, sae_id=asked.sae_id, config=inner)
-    guards = {}
+    result = report.model_copy(update={"config": config}).model_dump(mode="json") | {"guards": {}}
+    guards: Guards = {}
     if guard and asked.model is not None:
+        with disk_errors(out):  # what was judged is kept, whatever becomes of the guards
+            write_json(out / "result.json", result | {"guards": {one: {"reason": "not made"} for one in domain}})
         guards = _guards(asked, report, labelled, few, detector, inner, out)
-    report = report.model_copy(update={"config": config})
-    abouts = {name: made.about.model_dump(mode="json") for name, made in guards.items()}
-    result = report.model_dump(mode="json") | {"guards": abouts}
+        result["guards"] = {name: {"reason": made} if isinstance(made, str) else made.about.model_dump(mode="json")
+                            for name, made in guards.items()}  # fmt: skip
     rows = [row for found in report.domains for split in found.splits for row in _rows(found, split)]
     finish(result, as_json=common.json, out=out, title=_title(report, guards), columns=COLUMNS, rows=rows)
 
@@ -170,20 +180,26 @@ def _check_scan(
 
 def _guards(
     asked: _Asked, report: RiskReport, labelled: LabelledTexts, few: bool, detector: Any, config: RiskConfig, out: Path
-) -> dict[str, Guard]:  # fmt: skip
+) -> Guards:  # fmt: skip
+    """The guard of each domain, written to its folder, or why it has none."""
     from seamark.diagnose.guard_making import export_guard
     from seamark.diagnose.risk import risk_inputs
 
-    if asked.sae is None or asked.model is None:
-        raise ConfigError(f"no SAE is called {asked.sae_id!r}", where="--sae", fix=f"Write --sae {asked.sae_id}=FOLDER")
+    assert asked.model is not None  # noqa: S101 - checked by `diagnose_risk`; for the type checker
+    assert asked.sae is not None  # noqa: S101
     x: RiskInputs = risk_inputs(asked.scan, labelled, asked.sae_id)
-    guards = {}
+    guards: Guards = {}
     for found in report.domains:
-        guards[found.domain] = made = export_guard(
-            x, found.domain, asked.model, asked.sae, sae_id=asked.sae_id, few=few, detector=detector, config=config,
-            max_length=asked.max_length,
-        )  # fmt: skip
+        try:
+            made = export_guard(
+                x, found.domain, asked.model, asked.sae, sae_id=asked.sae_id, few=few, detector=detector,
+                config=config, max_length=asked.max_length,
+            )  # fmt: skip
+        except SeamarkError as e:  # of this domain; the others go on
+            guards[found.domain] = e.what
+            continue
         made.save(out / "guards" / _folder(found.domain))
+        guards[found.domain] = made
     return guards
 
 
@@ -214,7 +230,7 @@ def _cells(found: DetectorResult) -> tuple[str, ...]:
     return (found.detector, estimate_text(m.auroc, "number"), *values)
 
 
-def _title(report: RiskReport, guards: dict[str, Guard]) -> str:
+def _title(report: RiskReport, guards: Guards) -> str:
     from seamark.show.numbers import number, percent
 
     lines = [f"{report.texts:,} texts through {report.model}, {report.sae} at {report.hookpoint}"]
@@ -228,6 +244,9 @@ def _title(report: RiskReport, guards: dict[str, Guard]) -> str:
     lines.append("precision, F1 and AP hold at the share of the domain that stands in brackets; at FPR 1 % the "
                  "threshold is read off the judged texts, and precision is told for 1 % of it too")  # fmt: skip
     for domain, guard in guards.items():
+        if isinstance(guard, str):
+            lines.append(f"guard {domain}: not available ({guard})")
+            continue
         about = guard.about
         if about.latency is not None and about.agreement is not None:
             lines.append(f"guard {domain} ({about.kind}, {len(guard.weights.latents)} latents): "

@@ -116,6 +116,7 @@ def _open(
     if found is not None:
         q |= scan_units(found, suite)
     loaded = load_model(model)
+    # Reads all weights once: a name does not tell them, and two names may be one model's.
     caveats = () if found is None else other_model(found, loaded.fingerprint())
     return _Asked(loaded, suite, interventions, q, caveats)
 

@@ -101,6 +101,7 @@ def diagnose_trajectory(
             q |= scan_units(found, suite)
             known.append(scan_examples(found))
         loaded = load_model(model)
+        # Reads all weights once: a name does not tell them, and two names may be one model's.
         caveats = () if found is None else other_model(found, loaded.fingerprint())
         done = trace(loaded, suite, text, answer, q=q, labels=labels, examples=first_known(*known),
                      config=config, max_tokens=max_tokens, generate=how, chat=not plain)  # fmt: skip

@@ -39,7 +39,8 @@ def inspect(
     Args:
         common: options of every command.
         text: the prompt; with --plain or --guard, a text of its own.
-        model: a folder or a Hub name; with --guard, only where the guard's own is another name here.
+        model: a folder or a Hub name; with --guard, where the guard's own has another name here, and always with guards
+            that are not your own: without it, the model that the guard names is opened.
         sae: an SAE's folder, or name=folder; repeat for a suite.
         answer: the answer; without it a language model reads up to where its answer begins.
         atlas: an atlas that explains the features, and gives Q_f where no scan does.
@@ -95,7 +96,7 @@ def _inspected(
     from pydantic import ValidationError
 
     from seamark.atlas.store import Atlas
-    from seamark.diagnose import atlas_labels, atlas_quantiles, inspect_text, match_saes
+    from seamark.diagnose import atlas_labels, atlas_quantiles, inspect_text, match_saes, other_model, scan_units
     from seamark.features import Scan
     from seamark.model import load_model
     from seamark.model.generation import Generation
@@ -115,11 +116,14 @@ def _inspected(
             opened = held.enter_context(Atlas.open(atlas))
             names = match_saes(opened, suite)
             labels, q = atlas_labels(opened, names), atlas_quantiles(opened, names, suite)
-        if scan is not None:
-            found = Scan.open(scan)
-            q |= {name: found.q(name) for name in suite if name in found.sae_ids}
-        done = inspect_text(load_model(model), suite, text, answer, q=q, labels=labels, top=top, max_tokens=max_tokens,
+        found = None if scan is None else Scan.open(scan)
+        if found is not None:
+            q |= scan_units(found, suite)
+        loaded = load_model(model)
+        done = inspect_text(loaded, suite, text, answer, q=q, labels=labels, top=top, max_tokens=max_tokens,
                             generate=how, chat=not plain)  # fmt: skip
+    caveats = () if found is None else other_model(found, loaded.fingerprint())
+    done = done.model_copy(update={"caveats": caveats})
     finish(done.model_dump(mode="json"), as_json=common.json, out=out, title=_title(done), columns=COLUMNS,
            rows=_rows(done))  # fmt: skip
 
@@ -153,4 +157,4 @@ def _title(done: Inspection) -> str:
         title += f"; reward {signed(done.reward)}"
     if done.generated is not None:
         title += f"; {done.generated.tokens} generated, stopped by {done.generated.stopped}"
-    return title
+    return "\n".join([title, *(f"note: {caveat}" for caveat in done.caveats)])

@@ -85,10 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if " ".join(words[:2]) in COMMANDS:  # groups and verbs are two words
         words[:2] = [" ".join(words[:2])]
     elif words and (verbs := [c for c in COMMANDS if c.startswith(f"{words[0]} ")]):
-        known = [w for w in words[1:2] if not w.startswith("-")]
-        sys.stderr.write(f"seamark: {words[0]} {known[0]!r} is unknown. " if known else "")
-        sys.stderr.write(f"Commands: {', '.join(f'seamark {v}' for v in verbs)}\n")
-        return 2 if known or len(words) == 1 else 0
+        return _group(words, verbs)
     try:
         with disk_errors(Path.cwd()):
             tyro.extras.subcommand_cli_from_dict(
@@ -104,6 +101,17 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stderr.write("seamark: interrupted; run the same command again to go on\n")
         return 130
     return 0
+
+
+def _group(words: Sequence[str], verbs: Sequence[str]) -> int:
+    """What a group has: a line for each command; after a verb that it lacks, their names alone."""
+    if len(words) > 1 and not words[1].startswith("-"):
+        names = ", ".join(f"seamark {v}" for v in verbs)
+        return _tell(f"{words[0]} {words[1]!r} is unknown. Commands: {names}")
+    width = max(map(len, verbs))
+    lines = [f"  seamark {v:<{width}}  {(COMMANDS[v].__doc__ or '').strip().splitlines()[0]}" for v in verbs]
+    sys.stderr.write("\n".join(["Commands:", *lines, f"Options of one: seamark {words[0]} COMMAND --help"]) + "\n")
+    return 2 if len(words) == 1 else 0
 
 
 def _tell(problem: str) -> int:

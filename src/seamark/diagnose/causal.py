@@ -15,7 +15,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from seamark.diagnose.attribution import Tokens, record
+from seamark.diagnose.attribution import Tokens
 from seamark.diagnose.causal_controls import members, stand_ins
 from seamark.diagnose.causal_report import CausalReport, Passes, control_caveats, key_of
 from seamark.diagnose.causal_study import Settings, Study
@@ -59,7 +59,8 @@ def causal_effects(
         controls: random latents that stand for each feature, and random directions of each; fewer than 39 make the
             verdict's level coarser than 2.5 %.
         steer_controls: sets of each that are raised too.
-        control_pairs: most pairs of the target group that controls are measured on.
+        control_pairs: most pairs of the target group that controls are measured on; a feature that fires in answers to
+            fewer than 5 of their prompts gets no verdict.
         amounts: of the dose-response curves, in units of Q_f.
         dose_pairs: most pairs of the target and of the others whose chosen answers are read for that; 0: none.
         where: tokens at which features are ablated and raised.
@@ -89,10 +90,10 @@ def causal_effects(
     for sae_id, latent in members([features, *drawn.sets]):
         latents.setdefault(sae_id, []).append(latent)
     with skipping_below(reward_model, lowest, texts, batch_tokens=batch_tokens):
-        recorded = record(reward_model, suite, latents, texts, where=where, batch_tokens=batch_tokens)
-        study = Study(reward_model, suite, features, drawn, texts, kept, group, recorded, settings)
-        doses = Doses(suite, recorded, units, settings.amounts, study.sides, study.dose_rows(), study.pusher, seed,
-                      study.floor)  # fmt: skip
+        study = Study(reward_model, suite, features, drawn, texts, kept, group, settings)
+        recorded = study.whole.recorded
+        doses = Doses(suite, recorded, units, settings.amounts, study.sides, study.dose_rows(), study.whole.pusher,
+                      seed, study.floor)  # fmt: skip
         responses, pooled = steer(features.features, drawn.sets[:steer_controls], study.turns[:steer_controls], doses)
         effects, together = study.feature_effects(responses), study.set_effect()
     fingerprint, seen = reward_model.fingerprint(), _seen(scan, kept)
@@ -107,14 +108,14 @@ def causal_effects(
         model=public_name(model), group=group, others=names, where=where,
         n_pairs={side.name: len(side.rows) for side in study.sides}, reward_std=float(recorded.rewards.std()),
         accuracy=study.accuracy(), features=effects, together=together, agreement=agreement,
-        agreement_random=agreement_random, random_yes=study.random_yes(), pooled=pooled, controls=controls,
-        control_pairs=len(study.controlled.rows),
+        agreement_random=agreement_random, random_yes=study.random_yes(), features_yes=study.features_yes(),
+        pooled=pooled, controls=controls, control_pairs=len(study.side.rows),
         dose_pairs={side.name: len(rows) for side, rows in zip(study.sides, doses.rows, strict=True)},
         seen_pairs=seen_pairs, truncated_texts=renderer.truncated_texts, seed=seed, key=key_of(**about),
         caveats=(*_seen_caveat(seen_pairs, len(kept)), *other_model(scan, fingerprint),
                  *control_caveats(effects, together)),
-        passes=Passes(run=len(texts) + study.pusher.passes + study.passes, saved=study.saved,
-                      blocks=model.n_blocks, blocks_skipped=parse_hookpoint(lowest).layer + _depth(lowest)[1]),
+        passes=Passes(run=study.passes[0], saved=study.passes[1], blocks=model.n_blocks,
+                      blocks_skipped=parse_hookpoint(lowest).layer + _depth(lowest)[1]),
     )  # fmt: skip
 
 

@@ -30,8 +30,8 @@ from seamark.text.rendering import Rendered
 
 Step = tuple[str, NDArray[np.int64], Tensor]
 """(hookpoint, tokens [n], what is added there [n, d])."""
-Turned = Mapping[str, Tensor]
-"""{sae id: matrix [d, d] that turns directions of its hookpoint}."""
+Turned = Mapping[Key, Tensor]
+"""{latent: the random direction [d] in place of its decoder direction}."""
 Push = Callable[[int], Sequence[Step]]
 """What is added to a text, by its row."""
 NEAREST = 50
@@ -93,7 +93,7 @@ def ablation(recorded: Recorded, suite: Suite, keys: Sequence[Key], turned: Turn
     """Latents do not fire: each one's firings are taken out along its decoder direction.
 
     Args:
-        turned: {sae id: matrix [d, d]} that turns the directions: random directions of equal norm.
+        turned: random directions of equal norm that stand for those of the latents.
     """
     directions = {key: _direction(suite, key, turned) for key in keys}
 
@@ -121,23 +121,27 @@ def raising(recorded: Recorded, suite: Suite, key: Key, value: float, turned: Tu
 
 
 def _direction(suite: Suite, key: Key, turned: Turned | None) -> Tensor:
-    direction_D = suite[key[0]].W_dec.detach()[key[1]].float().cpu()
-    return direction_D if turned is None else turned[key[0]] @ direction_D
+    return suite[key[0]].W_dec.detach()[key[1]].float().cpu() if turned is None else turned[key]
 
 
-def rotations(suite: Suite, saes: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """A random rotation of each autoencoder's hookpoint [d, d]: norms and angles stay, directions are random.
+def rotations(suite: Suite, keys: Sequence[Key], seed: int) -> dict[Key, Tensor]:
+    """Decoder directions [d] of latents after a random rotation: norms and angles stay, directions are random.
 
-    Autoencoders of one hookpoint are turned alike.
+    Latents of one hookpoint are turned alike. Only they are turned, no matrix [d, d] is made: of their directions
+    W = Q R, the orthonormal Q gives way to a random frame, which a rotation of all space would do to it as well.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Tensor] = {}
-    for sae_id in saes:
-        config = suite[sae_id].config
-        if config.hookpoint not in found:
-            q, r = torch.linalg.qr(torch.randn(config.d_in, config.d_in, generator=generator))
-            found[config.hookpoint] = q * r.diagonal().sign()  # uniform over all rotations and reflections
-    return {sae_id: found[suite[sae_id].config.hookpoint] for sae_id in saes}
+    places: dict[str, list[Key]] = {}
+    for key in dict.fromkeys(keys):
+        places.setdefault(suite[key[0]].config.hookpoint, []).append(key)
+    found: dict[Key, Tensor] = {}
+    for mine in places.values():
+        w_DK = torch.stack([_direction(suite, key, None) for key in mine], 1).double()
+        r_MK = torch.linalg.qr(w_DK)[1]
+        frame_DM, r = torch.linalg.qr(torch.randn(len(w_DK), len(r_MK), generator=generator, dtype=torch.float64))
+        turned_KD = ((frame_DM * r.diagonal().sign()) @ r_MK).T.float().contiguous()  # uniform over all frames
+        found |= dict(zip(mine, turned_KD, strict=True))
+    return found
 
 
 @dataclass(frozen=True)

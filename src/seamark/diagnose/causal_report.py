@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal
@@ -31,14 +32,22 @@ LEVEL = 0.025
 """A latent like any other may do more than the controls' limit with this chance at most, where controls are enough."""
 ENOUGH = 39
 """Controls for that level: the largest of them is then exceeded with a chance of 1 / 40."""
+LIKE_MASS = 1.5
+"""Random latents are of like mass where the median of theirs and the feature's are within this factor."""
+SMALL_POOL = 4
+"""The level told for a whole set is too fine where its controls are made of fewer latents than so many times its
+size."""
 RULE = (
     "yes: what the feature's firing adds to the reward of the target group's answers (reward − reward without it) has "
     "a 95 % interval by prompt that lies wholly on the side of its sign, and in the direction of that sign it exceeds, "
-    "in the same pairs, the limit of both controls: random latents of like activation mass, and random directions of "
-    "equal norm at the same positions. The limit is the k-th largest of n distinct controls, k = 2.5 % of n + 1 "
-    "rounded down, at least 1: a latent like any other exceeds it with a chance of k / (n + 1), which is more than "
-    "2.5 % where n is below 39. not available: it fires in answers to fewer than 5 prompts, or there is no interval or "
-    "no control. no: everything else."
+    "in the control pairs, three limits: that of random latents of like activation mass, each in the direction of the "
+    "sign of its own contrast; that of the same latents per unit of activation mass; and that of random directions of "
+    "equal norm at the same positions, in the direction of the feature's sign. A limit is the k-th largest of n "
+    "distinct controls, k = 2.5 % of n + 1 rounded down, at least 1: a latent like any other exceeds it with a chance "
+    "of k / (n + 1), which is more than 2.5 % where n is below 39. Random latents count that fire in answers to 5 "
+    "prompts of the control pairs. not available: the feature fires in answers to fewer than 5 prompts, of all pairs "
+    "or of the control pairs; there is no interval, no control or no activation mass in the scan. no: everything else. "
+    "The whole set is held, by margins and without signs, against sets of such latents; its level is about k / (n + 1)."
 )
 
 
@@ -68,11 +77,15 @@ class Contribution(Record):
 
 
 class Range(Record):
-    """What controls do in the same place. All signs are the feature's: + is the direction of its sign, whatever the
-    sign of a random latent's own contrast."""
+    """What controls do in the control pairs. + is the direction of a sign: of the feature's for the feature itself and
+    for random directions, of its own contrast for each random latent. Margins of sets have no sign."""
 
     n: int
     """Distinct controls."""
+    silent: int = 0
+    """Random latents, or sets, left out: they fire in answers to too few prompts of the control pairs."""
+    n_prompts: int = 0
+    """Prompts of the control pairs in whose answers the feature fires."""
     low: float | None = None
     """The k-th smallest, k as of `high`."""
     high: float | None = None
@@ -84,17 +97,31 @@ class Range(Record):
     """What the feature adds in the same pairs."""
     mass: float | None = None
     """Of random latents: median of their activation mass / the feature's; None: it has none."""
+    limit_by_mass: float | None = None
+    """Of random latents: the k-th largest of what each does × the feature's activation mass / its own."""
     reason: str = ""
 
     @classmethod
-    def of(cls, own: float, controls: Sequence[float], mass: float | None = None) -> Range:
-        """From what the feature and distinct controls add; without any, not available."""
+    def of(
+        cls, own: float, controls: Sequence[float], masses: Sequence[float] | None = None, *, n_prompts: int = 0,
+        silent: int = 0,
+    ) -> Range:  # fmt: skip
+        """From what the feature and distinct controls add; without any, not available.
+
+        Args:
+            masses: of each control, its activation mass / the feature's.
+        """
         n = len(controls)
         if not n:
-            return cls(n=0, reason="no controls were asked for")
+            none = f"none of {silent} controls fires in answers to {FEWEST_PROMPTS} prompts of the control pairs"
+            return cls(n=0, silent=silent, n_prompts=n_prompts,
+                       reason=none if silent else "no controls were asked for")  # fmt: skip
         ordered, rank = sorted(controls), max(1, math.floor(LEVEL * (n + 1) + 1e-9))
-        return cls(n=n, low=ordered[rank - 1], high=ordered[-rank], level=rank / (n + 1), mean=sum(ordered) / n,
-                   own=own, mass=mass)  # fmt: skip
+        by_mass = None if masses is None else sorted(v / m for v, m in zip(controls, masses, strict=True))
+        return cls(n=n, silent=silent, n_prompts=n_prompts, low=ordered[rank - 1], high=ordered[-rank],
+                   level=rank / (n + 1), mean=sum(ordered) / n, own=own,
+                   mass=None if masses is None else statistics.median(masses),
+                   limit_by_mass=None if by_mass is None else by_mass[-rank])  # fmt: skip
 
 
 class Dose(Record):
@@ -144,7 +171,11 @@ class SetEffect(Record):
     difference: Estimate
     """What it adds to margins of the target group − of the others."""
     random_latents: Range
+    """Of different sets of random latents. They share latents with one another, and none with the set, so that the
+    level is about `level`; it is larger where `pool` is not many times `n_features`."""
     random_directions: Range
+    pool: int
+    """Distinct latents of those sets."""
     verdict: Verdict
     why: str
 
@@ -199,8 +230,10 @@ class CausalReport(Record):
     agreement_random: Estimate
     """The same over the random latents."""
     random_yes: Estimate
-    """Share of the random latents whose own interval lies wholly on the side of their own sign: what the first half of
-    the rule says of latents that nobody chose."""
+    """Share of the random latents whose own interval, in the control pairs, lies wholly on the side of their own sign:
+    what the first half of the rule says of latents that nobody chose."""
+    features_yes: Estimate
+    """The same of the features in the same pairs, which are fewer than the verdict's."""
     pooled: tuple[Pooled, ...]
     controls: int
     control_pairs: int
@@ -230,21 +263,19 @@ def verdict(
     effect: Estimate, sign: int, prompts: int, floor: float, latents: Range, directions: Range
 ) -> tuple[Verdict, str]:  # fmt: skip
     """`RULE` for one effect, and why. `floor`: effects up to it are rounding."""
-    missing = next((r.reason or "no controls" for r in (latents, directions) if r.high is None), "")
-    for problem in (
-        f"fires in answers to {prompts} prompts, fewer than {FEWEST_PROMPTS}" if prompts < FEWEST_PROMPTS else "",
-        effect.reason if effect.low is None else "",
-        missing,
-    ):
-        if problem:
-            return "not available", problem
+    if problem := _missing(effect, prompts, latents, directions):
+        return "not available", problem
     assert effect.value is not None and effect.low is not None and effect.high is not None  # noqa: S101, PT018
     assert latents.high is not None and latents.own is not None  # noqa: S101, PT018
     assert directions.high is not None and directions.own is not None  # noqa: S101, PT018
+    assert latents.limit_by_mass is not None and latents.mass is not None  # noqa: S101, PT018
     size, least = sign * effect.value, min(sign * effect.low, sign * effect.high)
     numbers = f"{size:+.3g} in its direction, at least {least:+.3g}"
-    limits = (f"{latents.own:+.3g} where random latents reach {latents.high:+.3g} (of {latents.n}), directions "
-              f"{directions.high:+.3g} (of {directions.n})")  # fmt: skip
+    limits = (f"{latents.own:+.3g} where random latents reach {latents.high:+.3g} (of {latents.n}) and, at its "
+              f"activation mass, {latents.limit_by_mass:+.3g}, directions {directions.high:+.3g} (of {directions.n})"
+              )  # fmt: skip
+    if not of_like_mass(latents):
+        limits += f"; no latents of like mass, the median has {latents.mass:.2g} times its own"
     if abs(effect.value) <= floor:
         return "no", "moves nothing"
     if least <= 0:
@@ -252,7 +283,29 @@ def verdict(
         return "no", f"{'acts against its sign' if against else 'the interval holds 0'}: {numbers}"
     if latents.own <= latents.high or directions.own <= directions.high:
         return "no", f"no more than controls: {numbers}; {limits}"
+    if latents.own <= latents.limit_by_mass:
+        return "no", f"no more than random latents per unit of activation mass: {numbers}; {limits}"
     return "yes", f"{numbers}; {limits}"
+
+
+def _missing(effect: Estimate, prompts: int, latents: Range, directions: Range) -> str:
+    """Why there can be no verdict; empty where there can be one."""
+    if prompts < FEWEST_PROMPTS:
+        return f"fires in answers to {prompts} prompts, fewer than {FEWEST_PROMPTS}"
+    if effect.low is None:
+        return effect.reason
+    if latents.n_prompts < FEWEST_PROMPTS:
+        return (f"fires in answers to {latents.n_prompts} prompts of the control pairs, fewer than {FEWEST_PROMPTS}: "
+                f"ask for more of those")  # fmt: skip
+    for found in (latents, directions):
+        if found.high is None:
+            return found.reason or "no controls"
+    return "has no activation mass in the scan" if latents.limit_by_mass is None else ""
+
+
+def of_like_mass(latents: Range) -> bool:
+    """Whether the median of random latents is near what they stand for; so it is where that has no mass."""
+    return latents.mass is None or 1 / LIKE_MASS <= latents.mass <= LIKE_MASS
 
 
 def control_caveats(features: Sequence[FeatureEffect], together: SetEffect) -> tuple[str, ...]:
@@ -265,10 +318,14 @@ def control_caveats(features: Sequence[FeatureEffect], together: SetEffect) -> t
         found.append(f"The level is coarser than {100 * LEVEL:g} % where controls are fewer than {ENOUGH}: there are "
                      f"as few as {fewest}, and a latent like any other does more than all of those with a chance of "
                      f"{100 / (fewest + 1):.1f} %.")  # fmt: skip
-    unlike = [f for f in features if f.random_latents.mass is not None and not 0.5 <= f.random_latents.mass <= 2]
-    if unlike:
-        found.append(f"{len(unlike)} of {len(features)} features have more than twice, or less than half, the "
-                     f"activation mass of the random latents that stand for them: few fire like them.")  # fmt: skip
+    if unlike := sum(not of_like_mass(f.random_latents) for f in features):
+        found.append(f"{unlike} of {len(features)} features have no random latents of like activation mass: the median "
+                     f"of those that stand for them has less than 2/3 or more than 3/2 of theirs. There only the limit "
+                     f"per unit of mass compares like with like.")  # fmt: skip
+    if together.random_latents.n and together.pool < SMALL_POOL * together.n_features:
+        found.append(f"The sets that the whole set is held against are made of {together.pool} latents for "
+                     f"{together.n_features} features: they are more like each other than the set is like them, and "
+                     f"its level is coarser than told.")  # fmt: skip
     return tuple(found)
 
 
@@ -331,4 +388,4 @@ def _evidence(f: FeatureEffect) -> Iterator[tuple[str, Estimate]]:
 
 def key_of(**about: Any) -> str:
     """Digest of what decides a report."""
-    return digest({"causal": 2, **about})
+    return digest({"causal": 3, **about})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seamark.diagnose.attribution import Floats, Key, Recorded, Tokens, rank_agreement
-from seamark.diagnose.causal_controls import Push, Pusher, StandIns, Turned, ablation, members, rotations
+from seamark.diagnose.attribution import Floats, Key, Tokens, rank_agreement
+from seamark.diagnose.causal_ablation import Ablations
+from seamark.diagnose.causal_controls import StandIns, members, rotations
 from seamark.diagnose.causal_report import (
     FEWEST_PROMPTS,
     ROUNDING,
@@ -22,15 +22,12 @@ from seamark.diagnose.causal_report import (
 )
 from seamark.diagnose.doses import Response
 from seamark.diagnose.resampled import Side, difference
-from seamark.diagnose.steering import Intervention, Suite, changes
+from seamark.diagnose.steering import Suite
 from seamark.features.sets import Feature, FeatureSet
 from seamark.model.loading import RewardModel
-from seamark.model.reading import apply_at
 from seamark.stats import Estimate, bootstrap_by_cluster
 from seamark.text.pairs import Pairs
 from seamark.text.rendering import Rendered
-
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -54,57 +51,48 @@ class Settings:
 
 
 class Study:
-    """Everything that is measured, once the texts were read.
+    """Everything that is measured.
 
     Args:
         features: the set.
         drawn: random latents that stand for the features.
         pairs: pairs of the target group and of the others; `texts` holds both answers of each.
         group: the target group.
-        recorded: the first pass, with all latents of `features` and `drawn`.
+
+    Attributes:
+        sides: the target group's pairs, and the others.
+        whole: all texts, with the features.
+        near: the control pairs' texts, with random latents too; values there are by these texts, `side` are the pairs.
     """
 
     def __init__(
         self, model: RewardModel, suite: Suite, features: FeatureSet, drawn: StandIns,
-        texts: Sequence[Rendered], pairs: Pairs, group: str, recorded: Recorded, settings: Settings,
+        texts: Sequence[Rendered], pairs: Pairs, group: str, settings: Settings,
     ) -> None:  # fmt: skip
-        self.model, self.suite, self.features, self.texts = model, suite, features.features, texts
-        self.recorded, self.settings = recorded, settings
-        self.sides = _sides(pairs, group, settings)
-        self.controlled = self.sides[0].sample(settings.control_pairs, settings.seed)
+        self.features, self.settings = features.features, settings
         self.stand_ins = StandIns(drawn.sets[: settings.controls], drawn.mass)
-        hookpoints = [suite[f.sae].config.hookpoint for f in self.features]
-        self.pusher = Pusher(model, texts, hookpoints, settings.batch_tokens)
-        self.passes = self.saved = 0
-        self.floor = ROUNDING * float(recorded.rewards.std())
-        saes = list(dict.fromkeys(f.sae for f in self.features))
-        self.turns = [rotations(suite, saes, settings.seed + i) for i in range(settings.most_controls)]
-        self.exact = self._ablate("Ablation", {f.key: (f.key, None) for f in self.features}, self.sides)
-        self.random = self._ablate("Random latents", {key: (key, None) for key in members(self.stand_ins.sets)})
-        self.turned = self._ablate("Random directions", {
-            (i, f.key): (f.key, turn) for i, turn in enumerate(self.turns[: settings.controls]) for f in self.features
+        self.random_features = members(self.stand_ins.sets)
+        keys = [f.key for f in self.features]
+        self.sides = _sides(pairs, group, settings)
+        some = self.sides[0].sample(settings.control_pairs, settings.seed)
+        self.near_rows = some.texts
+        self.side = Side(some.name, np.arange(len(some.rows)), [some.prompts[i] for i in some.rows], settings.draws,
+                         settings.seed)  # fmt: skip
+        self.whole = Ablations(model, suite, keys, texts, settings.where, settings.batch_tokens)
+        self.near = Ablations(model, suite, [*keys, *self.random_features], [texts[i] for i in self.near_rows],
+                              settings.where, settings.batch_tokens)  # fmt: skip
+        self.floor = ROUNDING * float(self.whole.recorded.rewards.std())
+        self.turns = [rotations(suite, keys, settings.seed + i) for i in range(settings.most_controls)]
+        self.exact = self.whole.each("Ablation", {key: (key, None) for key in keys})
+        self.random = self.near.each("Random latents", {key: (key, None) for key in self.random_features})
+        self.turned = self.near.each("Random directions", {
+            (i, key): (key, turn) for i, turn in enumerate(self.turns[: settings.controls]) for key in keys
         })  # fmt: skip
 
-    def _ablate(
-        self, title: str, asked: Mapping[K, tuple[Key, Turned | None]], sides: Sequence[Side] = ()
-    ) -> dict[K, Floats]:  # fmt: skip
-        """{name: what a latent's firing adds to the reward of each text [texts]}, in texts of `sides`; without any, in
-        those that controls are measured on."""
-        texts = _texts_of(sides or [self.controlled])
-        items: list[tuple[int, Push]] = []
-        rows_of: dict[K, NDArray[np.int64]] = {}
-        for name, (key, turned) in asked.items():
-            push = ablation(self.recorded, self.suite, [key], turned)
-            rows_of[name] = np.intersect1d(self.recorded.fired[key].rows, texts)
-            items += [(int(row), push) for row in rows_of[name]]
-            self.saved += len(texts) - len(rows_of[name])
-        rewards = self.pusher.rewards(items, title)
-        found, start = {}, 0
-        for name, rows in rows_of.items():
-            found[name] = np.zeros(len(self.texts))
-            found[name][rows] = self.recorded.rewards[rows] - rewards[start : start + len(rows)]
-            start += len(rows)
-        return found
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Texts read, and texts saved."""
+        return self.whole.passes + self.near.passes, self.whole.saved + self.near.saved
 
     # ---- single features ----
 
@@ -115,9 +103,13 @@ class Study:
     def _feature(self, i: int, f: Feature, response: Response) -> FeatureEffect:
         worth = self.exact[f.key]
         target, others = self._contributions([f], worth)
+        own, n_prompts = f.sign * self._mean(worth[self.near_rows]), self._prompts([f.key])
         some = self.stand_ins.of(i)
-        latents = self._range(worth, [self.random[key] for key in some], f.sign, mass=self._mass([f.key], [some]))
-        directions = self._range(worth, [self.turned[d, f.key] for d in range(self.settings.controls)], f.sign)
+        # each in the direction of its own sign: nothing then sets the feature apart from them but what it is
+        values = [self.random_features[key].sign * self._mean(self.random[key]) for key in some]
+        latents = self._latents(own, values, [f.key], [[key] for key in some])
+        turned = [f.sign * self._mean(self.turned[d, f.key]) for d in range(self.settings.controls)]
+        directions = Range.of(own, turned, n_prompts=n_prompts)
         said, why = verdict(target.reward, f.sign, target.n_prompts, self.floor, latents, directions)
         return FeatureEffect(
             sae=f.sae, latent=f.latent, sign=f.sign, score=f.score, label=f.label, target=target, others=others,
@@ -127,16 +119,12 @@ class Study:
         )  # fmt: skip
 
     def _contributions(self, some: Sequence[Feature], worth: Floats) -> tuple[Contribution, Contribution | None]:
-        cheap = np.sum([self.recorded.attribution[f.key] for f in some], axis=0)
-        fires = np.zeros(len(self.texts), np.bool_)
-        for f in some:
-            fires[self.recorded.fired[f.key].rows] = True
-        found = [self._contribution(side, worth, cheap, fires) for side in self.sides]
+        found = [self._contribution(self.whole, side, worth, [f.key for f in some]) for side in self.sides]
         return found[0], found[1] if len(found) > 1 else None
 
-    def _contribution(self, side: Side, worth: Floats, cheap: Floats, fires: NDArray[np.bool_]) -> Contribution:
-        added, base = side.both(worth), side.both(self.recorded.rewards)
-        mine = np.stack([fires[2 * side.rows], fires[2 * side.rows + 1]], 1)
+    def _contribution(self, place: Ablations, side: Side, worth: Floats, keys: Sequence[Key]) -> Contribution:
+        cheap = np.sum([place.recorded.attribution[key] for key in keys], axis=0)
+        added, base, mine = (side.both(v) for v in (worth, place.recorded.rewards, place.fires(keys)))
         return Contribution(
             group=side.name, n_pairs=len(side.rows), n_firing=int(mine.sum()),
             n_prompts=len(np.unique(side.codes[mine.any(1)])), reward=side.mean(added.mean(1)),
@@ -144,63 +132,54 @@ class Study:
             accuracy=side.mean(_wins(base) - _wins(base - added)), attribution=side.mean(side.both(cheap).mean(1)),
         )  # fmt: skip
 
-    def _range(
-        self, worth: Floats, found: Sequence[Floats], sign: int, *, margin: bool = False, mass: float | None = None
-    ) -> Range:  # fmt: skip
-        """What controls add to rewards (or margins), in the direction of a sign, beside what the feature, which adds
-        `worth`, adds in the same pairs."""
-        sides = [self.controlled.both(one) for one in (worth, *found)]
-        own, *values = (sign * float((s[:, 0] - s[:, 1]).mean() if margin else s.mean()) for s in sides)
-        return Range.of(own, values, mass)
+    # ---- controls ----
 
-    def _mass(self, keys: Sequence[Key], controls: Sequence[Sequence[Key]]) -> float | None:
-        """Median over controls of their activation mass / that of what they stand for. `controls`: of each of `keys`
-        the latents that stand for it."""
-        own = sum(self.stand_ins.mass.get(key, 0.0) for key in keys)
-        if not own or not self.stand_ins.sets:
-            return None
-        return float(np.median(np.sum([[self.stand_ins.mass[key] for key in some] for some in controls], axis=0)) / own)
+    def _mean(self, worth: Floats) -> float:
+        """Mean over the control pairs of what is added to rewards."""
+        return float(self.side.both(worth).mean())
+
+    def _margin(self, worth: Floats) -> float:
+        added = self.side.both(worth)
+        return float((added[:, 0] - added[:, 1]).mean())
+
+    def _prompts(self, keys: Sequence[Key]) -> int:
+        """Prompts of the control pairs in whose answers one of some latents fires."""
+        return len(np.unique(self.side.codes[self.side.both(self.near.fires(keys)).any(1)]))
+
+    def _latents(
+        self, own: float, values: Sequence[float], keys: Sequence[Key], controls: Sequence[Sequence[Key]]
+    ) -> Range:  # fmt: skip
+        """The range of random latents, or of sets of them.
+
+        What fires in too few prompts does not count: the feature does not either, so that those that count are alike.
+
+        Args:
+            own: what `keys` add; `values`: what each of `controls` adds.
+        """
+        kept = [i for i, some in enumerate(controls) if self._prompts(some) >= FEWEST_PROMPTS]
+        mass = sum(self.stand_ins.mass.get(key, 0.0) for key in keys)
+        masses = [sum(self.stand_ins.mass[key] for key in controls[i]) / mass for i in kept] if mass else None
+        return Range.of(own, [values[i] for i in kept], masses, n_prompts=self._prompts(keys),
+                        silent=len(controls) - len(kept))  # fmt: skip
 
     # ---- all at once ----
 
     def set_effect(self) -> SetEffect:
         """Of all features ablated together."""
         keys = [f.key for f in self.features]
-        worth = self._ablate_together(keys, None, self.sides)
+        worth = self.whole.together(keys)
         target, others = self._contributions(self.features, worth)
-        sets = list({frozenset(f.key for f in one.features): one for one in self.stand_ins.sets}.values())
-        latents = [self._ablate_together([f.key for f in one.features]) for one in sets]
-        mass = self._mass(keys, [[one.features[i].key for one in sets] for i in range(len(keys))])
-        turned = [self._ablate_together(keys, turn) for turn in self.turns[: self.settings.controls]]
-        ranges = (self._range(worth, latents, 1, margin=True, mass=mass),
-                  self._range(worth, turned, 1, margin=True))  # fmt: skip
-        said, why = verdict(target.margin, 1, target.n_prompts, self.floor, *ranges)
+        own, n_prompts = self._margin(worth[self.near_rows]), self._prompts(keys)
+        sets = [list(some) for some in dict.fromkeys(tuple(sorted(members([one]))) for one in self.stand_ins.sets)]
+        latents = self._latents(own, [self._margin(self.near.together(some)) for some in sets], keys, sets)
+        turned = [self._margin(self.near.together(keys, turn)) for turn in self.turns[: self.settings.controls]]
+        directions = Range.of(own, turned, n_prompts=n_prompts)
+        said, why = verdict(target.margin, 1, target.n_prompts, self.floor, latents, directions)
         margins = [side.drawn(b[:, 0] - b[:, 1]) for side in self.sides for b in [side.both(worth)]]
         return SetEffect(
             n_features=len(keys), target=target, others=others, difference=difference(self.sides, margins),
-            random_latents=ranges[0], random_directions=ranges[1], verdict=said, why=why,
+            random_latents=latents, random_directions=directions, pool=len(self.random_features), verdict=said, why=why,
         )  # fmt: skip
-
-    def _ablate_together(self, keys: Sequence[Key], turned: Turned | None = None, sides: Sequence[Side] = ()) -> Floats:
-        """What the firing of latents together adds to the reward of each text, [texts]; `sides` as of `_ablate`.
-
-        Where an earlier hookpoint is ablated a later one fires otherwise, so its activations are encoded again. With
-        directions turned there is nothing to encode: steps are those of the first pass.
-        """
-        texts, out = _texts_of(sides or [self.controlled]), np.zeros(len(self.texts))
-        rows = np.intersect1d(np.concatenate([self.recorded.fired[key].rows for key in keys]), texts)
-        self.saved += len(texts) - len(rows)
-        if turned is not None or len({self.suite[sae_id].config.hookpoint for sae_id, _ in keys}) == 1:
-            push = ablation(self.recorded, self.suite, keys, turned)
-            after = self.pusher.rewards([(int(row), push) for row in rows], "Ablation of a set")
-        else:
-            some = [self.texts[row] for row in rows]
-            asked = [Intervention(sae=s, latent=i, action="ablate", where=self.settings.where) for s, i in keys]
-            with apply_at(self.model, changes(self.model, self.suite, asked, None, some)):
-                after = self.model.rewards(some, self.settings.batch_tokens)
-            self.passes += len(some)
-        out[rows] = self.recorded.rewards[rows] - after
-        return out
 
     # ---- summaries ----
 
@@ -210,36 +189,40 @@ class Study:
 
     def accuracy(self) -> dict[str, Estimate]:
         """Of the model as it is."""
-        return {s.name: s.mean(_wins(s.both(self.recorded.rewards))) for s in self.sides}
+        return {s.name: s.mean(_wins(s.both(self.whole.recorded.rewards))) for s in self.sides}
 
     def agreement(self) -> tuple[Estimate, Estimate]:
         """Spearman's correlation of attribution with ablation: over the features, and over the random latents."""
-        return self._agreement(self.exact, self.sides[0]), self._agreement(self.random, self.controlled)
+        return (self._agreement(self.whole, self.exact, self.sides[0]),
+                self._agreement(self.near, self.random, self.side))  # fmt: skip
 
-    def _agreement(self, exact: Mapping[Key, Floats], side: Side) -> Estimate:
+    def _agreement(self, place: Ablations, exact: Mapping[Key, Floats], side: Side) -> Estimate:
         if not exact:
             return Estimate.not_available("no controls were asked for")
         cheap, true = (np.stack([side.both(by[key]).mean(1) for key in exact], 1)
-                       for by in (self.recorded.attribution, exact))  # fmt: skip
+                       for by in (place.recorded.attribution, exact))  # fmt: skip
         return rank_agreement(cheap, true, side.codes, floor=self.floor, draws=self.settings.draws,
                               seed=self.settings.seed)  # fmt: skip
 
     def random_yes(self) -> Estimate:
         """Share of random latents whose effect has an interval wholly on the side of their own sign."""
-        side, said = self.controlled, []
-        for key, f in members(self.stand_ins.sets).items():
-            found = self._contribution(side, self.random[key], self.random[key], self._fires(key))
+        return self._yes([*self.random_features.values()], self.random, "no random latent fires often enough")
+
+    def features_yes(self) -> Estimate:
+        """The same of the features, in the same pairs."""
+        worth = {key: one[self.near_rows] for key, one in self.exact.items()}
+        return self._yes(self.features, worth, "no feature fires often enough")
+
+    def _yes(self, some: Sequence[Feature], worth: Mapping[Key, Floats], none: str) -> Estimate:
+        said = []
+        for f in some:
+            found = self._contribution(self.near, self.side, worth[f.key], [f.key])
             if found.n_prompts >= FEWEST_PROMPTS and found.reward.low is not None and found.reward.high is not None:
                 least = min(f.sign * found.reward.low, f.sign * found.reward.high)
                 said.append(least > 0 and abs(found.reward.value or 0.0) > self.floor)
         if not said:
-            return Estimate.not_available("no random latent fires often enough")
+            return Estimate.not_available(none)
         return bootstrap_by_cluster(np.asarray(said, np.float64), np.arange(len(said)), seed=self.settings.seed)
-
-    def _fires(self, key: Key) -> NDArray[np.bool_]:
-        fires = np.zeros(len(self.texts), np.bool_)
-        fires[self.recorded.fired[key].rows] = True
-        return fires
 
 
 def _sides(pairs: Pairs, group: str, settings: Settings) -> list[Side]:
@@ -250,10 +233,6 @@ def _sides(pairs: Pairs, group: str, settings: Settings) -> list[Side]:
     rows = [np.flatnonzero(of_group), np.flatnonzero(~of_group)]
     return [Side(name, at, prompts, settings.draws, settings.seed + i)
             for i, (name, at) in enumerate(zip(names, rows, strict=False))]  # fmt: skip
-
-
-def _texts_of(sides: Sequence[Side]) -> NDArray[np.int64]:
-    return np.sort(np.concatenate([side.texts for side in sides]))
 
 
 def _wins(rewards: Floats) -> Floats:

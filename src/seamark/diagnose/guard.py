@@ -143,9 +143,7 @@ class Guard:
         self.encoder = encoder.to(model.device) if isinstance(encoder, SparseAutoencoder) else encoder
         self._calibration = Calibration(about.slope, about.intercept)
         self._few = _few_tensors(encoder, model.device) if isinstance(encoder, FewLatents) else None
-        place = torch.full((about.sae_config.d_sae,), -1, dtype=torch.int64)
-        place[torch.from_numpy(weights.latents.astype(np.int64))] = torch.arange(len(weights.latents))
-        self._place = place.to(model.device)
+        self._place = None if self._few is not None else _places(weights.latents, about.sae_config.d_sae, model.device)
 
     @classmethod
     def load(
@@ -262,6 +260,7 @@ class Guard:
                 return pooled.scatter_reduce_(0, owner[:, None].expand_as(z_NL), z_NL, "amax")
             return pooled.index_add_(0, owner, z_NL) / counts[:, None]
         assert isinstance(self.encoder, SparseAutoencoder)  # noqa: S101 - for the type checker
+        assert self._place is not None  # noqa: S101
         latents = self.encoder.encode(h_ND)
         row = torch.repeat_interleave(owner, torch.diff(latents.bounds).to(owner.device))
         place = self._place[latents.indices.reshape(-1).long()]
@@ -312,6 +311,13 @@ def make_exact(
         max_length=min(max_length or model.max_length, model.max_length),
     )  # fmt: skip
     return Guard(about, weights, sae, model)
+
+
+def _places(latents: NDArray[np.int64], d_sae: int, device: torch.device) -> Tensor:
+    """The place of each latent among a guard's [d_sae]; -1 where it has none."""
+    place = torch.full((d_sae,), -1, dtype=torch.int64)
+    place[torch.from_numpy(latents.astype(np.int64))] = torch.arange(len(latents))
+    return place.to(device)
 
 
 def _few_tensors(few: FewLatents, device: torch.device) -> dict[str, Tensor]:

@@ -117,3 +117,5 @@ class Inspection(Record):
     generated: GeneratedAnswer | None
     read: str
     """Where activations come from."""
+    caveats: tuple[str, ...] = ()
+    """What to bear in mind."""

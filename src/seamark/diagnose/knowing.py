@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.sparse import csr_matrix
-from scipy.special import ndtr
+from scipy.special import expit, ndtr
 from scipy.stats import rankdata
 
 from seamark.diagnose.risk_metrics import Weighted, auroc, estimates
@@ -23,6 +24,10 @@ RIDGE = 1.0
 """Penalty (1 / C) of the logistic regressions that predict entities held out, on standardised columns."""
 NULL_RIDGE = 0.1
 """The same of the score test's null fit: only so much that it exists where the covariates separate the classes."""
+EXPECTED = 5.0
+"""Entities of the rarer kind that the covariates must expect among those for which a feature fires, for a p."""
+SADDLE = 2.0
+"""Standard errors from which on p comes of the saddle point instead of the normal distribution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,19 @@ class Separation:
     controlled_p: Floats
     """Two-sided p of the score test for the feature in a logistic regression that knows frequency and length."""
     controlled_q: Floats
+    direction: Floats
+    """Sign of the feature's effect in that test: + for known entities; NaN where it was not tested."""
+    expected: Floats
+    """Entities of the rarer kind that frequency and length expect among its firings (`ScoreTest.expected`)."""
+
+    def why_no_control(self, f: int) -> str:
+        """The reason why a feature has no `controlled_p`; empty where it has one, or was not tested at all."""
+        if np.isnan(self.p[f]) or np.isfinite(self.controlled_p[f]):
+            return ""
+        if self.expected[f] < EXPECTED:
+            return (f"among the {self.fired[f]} entities for which it fires, {self.expected[f]:.1f} of the rarer kind "
+                    f"are expected; {EXPECTED:.0f} are needed")  # fmt: skip
+        return "frequency and length leave no variance"
 
 
 def separate(x: csr_matrix, y: Integers, covariates: Floats, least: int) -> Separation:
@@ -58,15 +76,17 @@ def separate(x: csr_matrix, y: Integers, covariates: Floats, least: int) -> Sepa
     fired = np.diff(columns.indptr).astype(np.int64)
     n, d = x.shape
     n_known = int(y.sum())
-    area, p, controlled = np.full(d, np.nan), np.full(d, np.nan), np.full(d, np.nan)
+    area, p, controlled, direction, expected = (np.full(d, np.nan) for _ in range(5))
     tested = np.flatnonzero(fired >= least)
     for f in tested.tolist():
         inside = slice(columns.indptr[f], columns.indptr[f + 1])
         area[f], p[f] = _rank_sum(columns.data[inside], y[columns.indices[inside]] == 1, n, n_known)
     if len(tested):
-        controlled[tested] = score_test(columns[:, tested], y, covariates)
+        test = score_test(columns[:, tested], y, covariates)
+        controlled[tested], direction[tested], expected[tested] = test.p, test.direction, test.expected
     known, unknown = (np.asarray(x[y == side].mean(0)).ravel() for side in (1, 0))
-    return Separation(fired, known, unknown, area, p, adjusted(p), controlled, adjusted(controlled))
+    return Separation(fired, known, unknown, area, p, adjusted(p), controlled, adjusted(controlled), direction,
+                      expected)  # fmt: skip
 
 
 def _rank_sum(values: Floats, known: NDArray[np.bool_], n: int, n_known: int) -> tuple[float, float]:
@@ -85,14 +105,29 @@ def _rank_sum(values: Floats, known: NDArray[np.bool_], n: int, n_known: int) ->
     return float(u / (n_known * n_unknown)), float(2 * ndtr(-z))
 
 
-def score_test(x: csr_matrix, y: Integers, covariates: Floats) -> Floats:
-    """p of adding each column of x [entities, features] to a logistic regression on the covariates [features].
+@dataclass(frozen=True, eq=False)
+class ScoreTest:
+    """Of every feature; all [features]."""
+
+    p: Floats
+    """Two-sided; NaN where `expected` is too low or the covariates leave no variance."""
+    direction: Floats
+    """Sign of U: + where the feature is stronger for y = 1 than the covariates let expect."""
+    expected: Floats
+    """Entities of the rarer kind expected where the feature fires: the sum of min(p̂, 1 − p̂) over its firings."""
+
+
+def score_test(x: csr_matrix, y: Integers, covariates: Floats) -> ScoreTest:
+    """Add each column of x [entities, features] to a logistic regression on the covariates.
 
     Rao's score test by the efficient score: U = x̃ᵀ(y − p̂) with x̃ = x − Z (ZᵀWZ)⁻¹ ZᵀWx and W = p̂(1 − p̂). p̂ is of a
     ridge fit, for which Zᵀ(y − p̂) is not 0, so that xᵀ(y − p̂) would hold a part of what the covariates explain: a
     feature that merely follows them would be found. As x̃ᵀWZ = 0, U does not change with the coefficients of the fit to
     first order, whatever the ridge, and V = x̃ᵀWx̃ = xᵀWx − xᵀWZ (ZᵀWZ)⁻¹ ZᵀWx is its variance with or without one.
-    U²/V is χ² with one degree of freedom. NaN where the covariates leave no variance.
+    U²/V is χ² with one degree of freedom, as long as U is a sum of many terms; its tails beyond two standard errors are
+    the saddle point's (`upper_tail`). A feature that fires for a few entities, all but certain by the covariates, has a
+    U of one or two of them. So p is not available where fewer than `EXPECTED` of the rarer kind are expected among its
+    firings.
     """
     z = np.hstack([np.ones((len(y), 1)), standard(covariates)])
     fitted = _logistic(z[:, 1:], y, NULL_RIDGE).predict_proba(z[:, 1:])[:, 1]
@@ -102,10 +137,48 @@ def score_test(x: csr_matrix, y: Integers, covariates: Floats) -> Floats:
     gained = np.asarray(x.T @ (y - fitted)).ravel() - xwz @ (inverse @ (z.T @ (y - fitted)))
     own = np.asarray(x.multiply(x).T @ w).ravel()
     spread = own - np.einsum("fi,ij,fj->f", xwz, inverse, xwz)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        chi = np.where(spread > 1e-9 * np.maximum(own, 1e-30), gained / np.sqrt(np.maximum(spread, 1e-300)), np.nan)
-    found: Floats = 2 * ndtr(-np.abs(chi))
-    return found
+    expected = np.asarray((x != 0).T @ np.minimum(fitted, 1 - fitted)).ravel()
+    enough = (spread > 1e-9 * np.maximum(own, 1e-30)) & (expected >= EXPECTED)
+    chi = np.where(enough, gained / np.sqrt(np.maximum(spread, 1e-300)), np.nan)
+    p: Floats = 2 * ndtr(-np.abs(chi))
+    columns = x.tocsc()
+    for f in np.flatnonzero(np.abs(chi) > SADDLE).tolist():
+        rest = columns[:, [f]].toarray().ravel() - z @ (inverse @ xwz[f])
+        p[f] = min(upper_tail(rest, fitted, abs(gained[f])) + upper_tail(-rest, fitted, abs(gained[f])), 1.0)
+    return ScoreTest(p, np.sign(chi), expected)
+
+
+def upper_tail(a: Floats, p: Floats, u: float) -> float:
+    """P(Σ a (y − p) ≥ u) of independent y that are 1 with the probabilities p, by the saddle point; u > 0.
+
+    Barndorff-Nielsen's formula with the exact cumulants, as in the score tests of genome scans (Dey et al., AJHG 101,
+    2017), since the normal tail is far too small where the sum is skewed.
+
+    Args:
+        a: [n].
+        p: [n], in (0, 1).
+        u: in the units of a.
+    """
+    yes, no, mean = np.log(np.maximum(p, 1e-300)), np.log1p(-np.minimum(p, 1 - 1e-16)), float(a @ p)
+    most = float(np.maximum(a, 0).sum()) - mean
+    if u > most * (1 + 1e-9):
+        return 0.0
+    at_most = float(np.exp(yes[a > 0].sum() + no[a < 0].sum()))
+
+    def slope(t: float) -> float:
+        return float(a @ expit(a * t + yes - no)) - mean - u
+
+    high = u / float(a * a @ (p * (1 - p)))
+    while slope(high) < 0 and high * u < 1e9:
+        high *= 2
+    if u >= most * (1 - 1e-9) or slope(high) < 0:
+        return at_most
+    t = float(brentq(slope, 0.0, high))
+    tilted = expit(a * t + yes - no)
+    cumulant = float(np.logaddexp(no, yes + a * t).sum()) - t * mean
+    w = np.sqrt(max(2 * (t * u - cumulant), 1e-300))
+    v = t * np.sqrt(float(a * a @ (tilted * (1 - tilted))))
+    return float(ndtr(-(w + np.log(v / w) / w)))
 
 
 def standard(x: Floats) -> Floats:

@@ -72,10 +72,15 @@ class KnowledgeFeature(Record):
     """Rank-sum test, Benjamini-Hochberg over all features of all autoencoders that were tested."""
     controlled_q: float | None
     """The same of the score test beside the covariates."""
+    controlled_side: Literal["known", "unknown"] | None
+    """For which entities it is stronger than the covariates let expect."""
+    no_control: str = ""
+    """Why there is no such test."""
     added: Estimate
     """AUROC, on entities held out, of the covariates with the feature less that of the covariates alone."""
-    beyond_covariates: bool
-    """Both q-values are at most the rate, and the interval of `added` lies above 0."""
+    beyond_covariates: bool | None
+    """Both q-values are at most the rate, `controlled_side` is `side`, and the interval of `added` lies above 0; none
+    where there is no `controlled_q`."""
 
 
 class KnowledgeReport(Record):
@@ -101,8 +106,12 @@ class KnowledgeReport(Record):
     tested: int
     apart: int
     """Features that tell them apart, by `q_value`."""
+    controlled: int
+    """Features of which enough is left beside the covariates to test them."""
     apart_controlled: int
-    """By both q-values."""
+    """By both q-values, on the same side."""
+    apart_otherwise: int
+    """By both q-values, but beside the covariates on the other side."""
     held_out: Estimate
     """AUROC of the single best feature, chosen in the other four fifths: what the table's best promises for other
     entities."""
@@ -157,6 +166,7 @@ def knowledge(
     with np.errstate(invalid="ignore"):
         apart = split.q_value <= config.fdr
         both = apart & (split.controlled_q <= config.fdr)
+        agree = (split.auroc >= 0.5) == (split.direction > 0)
     return KnowledgeReport(
         model=public_name(model), config=config,
         saes=tuple(ReadSae(id=name, hookpoint=suite[name].config.hookpoint, d_sae=suite[name].config.d_sae,
@@ -164,7 +174,8 @@ def knowledge(
         known=int(y.sum()), unknown=int((y == 0).sum()), texts=len(entities.texts), rejected=len(texts.rejected),
         unread=entities.unread, asked=asked, covariates=entities.names, no_frequency=entities.no_frequency,
         covariates_auroc=alone, tested=int(np.isfinite(split.p).sum()), apart=int(apart.sum()),
-        apart_controlled=int(both.sum()),
+        controlled=int(np.isfinite(split.controlled_p).sum()), apart_controlled=int((both & agree).sum()),
+        apart_otherwise=int((both & ~agree).sum()),
         held_out=doubt.area(held_out_best(whole, y, doubt.fold, config.least), by_fold=True),
         features=tuple(
             KnowledgeFeature(sae=sae, latent=latent, hookpoint=suite[sae].config.hookpoint,
@@ -271,13 +282,16 @@ def _numbers(
     value = x[:, [i]].toarray().ravel()
     both = out_of_fold(np.column_stack([entities.covariates, value]), doubt.y, doubt.fold)
     added = doubt.difference(both, base)
-    surely = bool(split.q_value[i] <= config.fdr and split.controlled_q[i] <= config.fdr)
+    side = "known" if split.auroc[i] >= 0.5 else "unknown"
+    tested = bool(np.isfinite(split.controlled_p[i]))
+    beside = ("known" if split.direction[i] > 0 else "unknown") if tested else None
+    surely = bool(split.q_value[i] <= config.fdr and split.controlled_q[i] <= config.fdr) and beside == side
     return {
-        "side": "known" if split.auroc[i] >= 0.5 else "unknown", "fired": int(split.fired[i]),
+        "side": side, "controlled_side": beside, "no_control": split.why_no_control(i), "fired": int(split.fired[i]),
         "known": float(split.known[i]), "unknown": float(split.unknown[i]),
         "difference": doubt.mean_difference(value), "auroc": doubt.area(value),
         "q_value": _number(split.q_value[i]), "controlled_q": _number(split.controlled_q[i]), "added": added,
-        "beyond_covariates": surely and added.low is not None and added.low > 0,
+        "beyond_covariates": (surely and added.low is not None and added.low > 0) if tested else None,
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, diags
+from threadpoolctl import threadpool_limits
 
 from seamark.diagnose.risk_metrics import best_threshold
 from seamark.diagnose.risk_splits import Fold, source_shares
@@ -105,10 +106,11 @@ def fit(name: DetectorName, x: RiskInputs, y: Integers, fold: Fold) -> Fitted:
         y: [texts] 1: of the domain, 0: not.
         fold: both parts hold both classes.
     """
-    made = _MAKERS[name](x, y, fold)
     check = fold.validation
-    calibration = calibrate(made.score(fold.train), made.score(check), y[check])
-    threshold = best_threshold(y[check], calibration(made.score(check)))
+    with threadpool_limits(1):  # many short fits: threads gain little, and wait for one another on a busy machine
+        made = _MAKERS[name](x, y, fold)
+        calibration = calibrate(made.score(fold.train), made.score(check), y[check])
+        threshold = best_threshold(y[check], calibration(made.score(check)))
     return Fitted(made.score, made.about, made.weights, calibration, threshold)
 
 

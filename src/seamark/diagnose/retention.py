@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from seamark.features.significance import adjusted, wilcoxon_p
-from seamark.stats import Estimate
+from seamark.stats import Estimate, wilson
 
 Floats = NDArray[np.float64]
-Z = 1.959964
-"""Standard errors of a 95 % interval."""
 CHUNK_BYTES = 1 << 26
 """Memory of the arrays of one chunk of features, about."""
 
@@ -167,17 +165,6 @@ def share(over: Floats, under: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Floats = np.where(under > 0, over / np.where(under > 0, under, 1.0), np.nan)
     return found
-
-
-def wilson(over: Floats, under: Floats) -> tuple[Floats, Floats]:
-    """95 % bounds of shares over / under by Wilson's score, NaN where nothing is under. Unlike a bootstrap's they leave
-    room where all or none of a few are kept: 10 of 10 may be 72 %."""
-    p, squared = share(over, under), Z * Z
-    n = np.where(under > 0, under, 1.0)
-    middle = (p + squared / (2 * n)) / (1 + squared / n)
-    half = Z / (1 + squared / n) * np.sqrt(p * (1 - p) / n + squared / (4 * n * n))
-    low, high = np.minimum(middle - half, p), np.maximum(middle + half, p)  # rounding must not part them from the share
-    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
 
 
 def _interval(drawn: Floats) -> tuple[Floats, Floats]:

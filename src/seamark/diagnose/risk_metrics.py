@@ -107,8 +107,9 @@ def measure(judged: Judged, *, draws: int = 1000, seed: int = 0) -> Measures:
             found |= {one: Estimate.not_available(why, len(y)) for one in both}
         else:
             wanted |= {one: at_fpr(y, p, share, which) for which, one in enumerate(both)}
-    reasons = {"auroc_within_source": "no source of a fold holds both classes", "precision": "no text is flagged",
+    reasons = {"auroc_within_source": "no source of a fold holds both classes",
                "f1": "no text is flagged, and none is to be"}  # fmt: skip
+    reasons |= {name: "no text is flagged" for name in wanted if name.startswith("precision")}
     found |= estimates(wanted, judged.unit, draws=draws, seed=seed, reasons=reasons)
     return Measures(prevalence=float(y.mean()), **found)
 
@@ -201,7 +202,7 @@ def at_fpr(y: Integers, score: Floats, share: float, which: int) -> Weighted:
     """Precision (which 0), recall (1) or precision at a prevalence of `PREVALENCE` (2), at the lowest threshold that
     flags at most `share` of the negatives.
 
-    Precision is NaN where that threshold flags nothing.
+    Both precisions are NaN where that threshold flags nothing.
     """
     order, ends = _ranked(y, score)
 
@@ -217,6 +218,7 @@ def at_fpr(y: Integers, score: Floats, share: float, which: int) -> Weighted:
             found = recall
         else:  # the limit itself counts: that fewer of the judged negatives lie above may be luck
             found = _ratio(PREVALENCE * recall, PREVALENCE * recall + (1 - PREVALENCE) * share)
+            found[tp_there + fp_there == 0] = np.nan
         return np.where(np.isfinite(w).all(1), found, np.nan)
 
     return weighted

@@ -46,7 +46,7 @@ def steer_rewards(
     The blocks below the lowest hookpoint are read once; their output is held in memory, one activation a token.
 
     Raises:
-        DataError: no texts; a span that lies behind every text.
+        DataError: no texts; a span that lies behind every text, whatever the other spans.
         ConfigError: the model gives no rewards; otherwise as of `changes`.
         ModelError: a text longer than the model can take; a reward that is not finite.
     """
@@ -194,8 +194,10 @@ def steer_text(
 
     "response" means the tokens it writes, "prompt" those of the prompt's messages, spans count from the first token.
 
+    The last new token never goes through the model, so nothing can be changed there.
+
     Raises:
-        ConfigError: the model is no language model; otherwise as of `changes`.
+        ConfigError: the model is no language model; "response" with one new token; otherwise as of `changes`.
         DataError: the prompt is empty, or longer than the model can take with the answer; a span that lies behind both.
         ModelError: the model cannot generate.
     """
@@ -208,8 +210,11 @@ def steer_text(
                           f"{model.max_length}", where=model.name, fix="Ask for fewer")  # fmt: skip
     rendered = _whole(model, model.renderer(room).render_prompt(prompt, "text"))
     found = changes(model, suite, interventions, q, [rendered])
-    longest = len(rendered) + how.max_new_tokens
-    _check_spans(interventions, longest, f"prompt and answer have {longest} at most")
+    longest = len(rendered) + how.max_new_tokens - 1
+    _check_spans(interventions, longest, f"of prompt and answer at most {longest} go through the model")
+    if how.max_new_tokens == 1 and (responses := [one for one in interventions if one.where == "response"]):
+        raise ConfigError("a single new token never goes through the model, so no response can be changed",
+                          where=responses[0].name, fix="Ask for 2 or more, or change prompt or all")  # fmt: skip
     before = _written(model, rendered, how)
     with apply_at(model, found):
         after = _written(model, rendered, how)
@@ -250,8 +255,9 @@ def _check_texts(model: HookedModel, interventions: Sequence[Intervention], text
 
 
 def _check_spans(interventions: Sequence[Intervention], longest: int, words: str) -> None:
-    """Raise `DataError` where an intervention's spans all lie behind the longest text: it would change nothing."""
+    """Raise `DataError` where a span lies behind the longest text: it would change nothing."""
     for one in interventions:
-        if not isinstance(one.where, str) and all(start >= longest for start, _ in one.where):
-            raise DataError(f"no text reaches token {one.where[0][0]}; {words}", where=one.name,
+        behind = [] if isinstance(one.where, str) else [start for start, _ in one.where if start >= longest]
+        if behind:
+            raise DataError(f"no text reaches token {behind[0]}; {words}", where=one.name,
                             fix="Name places from 0 in the text with its template")  # fmt: skip

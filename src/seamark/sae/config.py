@@ -10,6 +10,8 @@ from seamark.errors import ConfigError
 
 FORMAT_VERSION = 2
 EPS = 1e-6
+MOST_DIMENSIONS, MOST_LATENTS = 1 << 20, 1 << 26
+"""Far above any autoencoder there is: a damaged file is refused before memory is asked for."""
 
 Activation = Literal["topk", "topk_relu", "batch_topk", "jumprelu", "relu"]
 Encoding = Literal["fp32", "bf16", "int8"]
@@ -24,9 +26,9 @@ class SAEConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    d_in: int = Field(gt=0)
+    d_in: int = Field(gt=0, le=MOST_DIMENSIONS)
     """Width of the activations read at the hookpoint."""
-    d_sae: int = Field(gt=0)
+    d_sae: int = Field(gt=0, le=MOST_LATENTS)
     """Number of latents. SAFER: 8 × d_in; Safe-SAIL: 10 × d_in."""
     k: int | None = Field(default=None, gt=0)
     """Latents kept at each position (`batch_topk`: on average over a batch); None for the other kinds. SAFER: 64 at
@@ -37,8 +39,8 @@ class SAEConfig(BaseModel):
     after it; `jumprelu`: those above a threshold of their own; `relu`: those above 0."""
     normalize: Literal["layer_norm", "none"] = "layer_norm"
     """`layer_norm`: x = (h − mean(h)) / (std(h) + eps) at each position, std unbiased; `none`: x = h."""
-    eps: float = Field(default=EPS, ge=0)
-    """Added to the standard deviation in `layer_norm`. SAFER: 1e-6."""
+    eps: float = Field(default=EPS, gt=0, le=1, allow_inf_nan=False)
+    """Added to the standard deviation in `layer_norm`; a large one would leave nothing of x. SAFER: 1e-6."""
     subtract_b_dec: bool = True
     """Whether the encoder sees x − b_dec (SAFER) or x."""
     model: str = ""

@@ -6,6 +6,7 @@ One text at a time is read; a few wait their turn, and more are asked to come ba
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,20 +155,25 @@ class Turns:
 
     Args:
         waiting: how many may wait.
+        patience: seconds after which one that waits is dropped, since nobody waits for its answer any more.
     """
 
-    def __init__(self, waiting: int = WAITING) -> None:
-        self._one = threading.Lock()
+    def __init__(self, waiting: int = WAITING, patience: float = math.inf) -> None:
+        self._one, self._patience = threading.Lock(), min(patience, threading.TIMEOUT_MAX)
         self._places = threading.BoundedSemaphore(waiting + 1)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for the turn. `BusyError` where too many wait already."""
+        """Waits for the turn. `BusyError` where too many wait already, or where patience is over."""
         if not self._places.acquire(blocking=False):
             raise BusyError("too many texts wait to be read", fix="Try again in a few seconds")
         try:
-            with self._one:
+            if not self._one.acquire(timeout=self._patience):
+                raise BusyError("the texts before took too long", fix="Try again later")
+            try:
                 yield
+            finally:
+                self._one.release()
         finally:
             self._places.release()
 
@@ -176,7 +182,7 @@ class Inspector:
     """The model of a server, and what its atlas knows of the model's features."""
 
     def __init__(self, state: State, turns: Turns | None = None) -> None:
-        self.state, self.turns = state, turns or Turns()
+        self.state, self.turns = state, turns or Turns(patience=state.settings.compute_timeout)
         self._units: tuple[tuple[str, ...], dict[str, NDArray[np.float64]]] | None = None
         self._names: dict[str, str] | None = None
 
