@@ -145,7 +145,8 @@ def _range(found: Range) -> str:
 
     if found.low is None:
         return NOT_AVAILABLE
-    said = f"{signed(found.low)} to {signed(found.high)} ({found.n})"
+    own = "" if found.own is None else f"{signed(found.own)} against "
+    said = f"{own}{signed(found.low)} to {signed(found.high)} ({found.n})"
     if found.limit_by_mass is None or found.mass is None:
         return said
     return f"{said}, by mass {signed(found.limit_by_mass)} (× {number(found.mass)})"

@@ -109,7 +109,7 @@ def _group(words: Sequence[str], verbs: Sequence[str]) -> int:
         names = ", ".join(f"seamark {v}" for v in verbs)
         return _tell(f"{words[0]} {words[1]!r} is unknown. Commands: {names}")
     width = max(map(len, verbs))
-    lines = [f"  seamark {v:<{width}}  {(COMMANDS[v].__doc__ or '').strip().splitlines()[0]}" for v in verbs]
+    lines = [f"  seamark {v:<{width}}  {(COMMANDS[v].__doc__ or '').strip().partition(chr(10))[0]}" for v in verbs]
     sys.stderr.write("\n".join(["Commands:", *lines, f"Options of one: seamark {words[0]} COMMAND --help"]) + "\n")
     return 2 if len(words) == 1 else 0
 
