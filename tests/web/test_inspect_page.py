@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from starlette.testclient import TestClient
 from seamark.atlas.store import Atlas
 from seamark.diagnose import inspect_text
 from seamark.errors import ConfigError
+from seamark.features import Scan
 from seamark.model import load_model
 from seamark.sae import SparseAutoencoder
 from seamark.web import inspecting
-from seamark.web.inspecting import BusyError, Turns
+from seamark.web.inspecting import BusyError, Inspector, Turns
 from seamark.web.state import feature_path
 
 PROMPT, ANSWER = "Is it safe to mix bleach and ammonia?", "No, please never do that; the fumes are toxic."
@@ -63,6 +65,18 @@ def test_the_page(web: TestClient, review: Made) -> None:
         assert odd.status_code == 200
         assert "data-latent" not in odd.text
         assert SCRIPT not in odd.text
+
+
+def test_units_of_another_autoencoder_of_that_name_are_not_taken(review: Made, atlas_file: Path) -> None:
+    def inspector(sae: str) -> Inspector:
+        app = app_of(atlas_file, model=review.reward, saes={"safer": str(review.saes[sae])}, scans=(review.scan,))
+        return Inspector(app.state.seamark)
+
+    own, foreign = inspector("safer"), inspector("words")
+    assert [saes for _, saes in own.scans] == [{"safer"}]
+    assert [saes for _, saes in foreign.scans] == [set()]
+    np.testing.assert_array_equal(own.units()["safer"], Scan.open(review.scan).q("safer"))
+    assert "safer" not in foreign.units() or not np.array_equal(foreign.units()["safer"], own.units()["safer"])
 
 
 def test_a_server_without_a_model_reads_no_text(review: Made) -> None:

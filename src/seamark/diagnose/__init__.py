@@ -30,7 +30,7 @@ from seamark.diagnose.steered import (
 from seamark.diagnose.steering import Intervention, changes, steering
 from seamark.diagnose.trajectory import trace
 from seamark.diagnose.trajectory_graph import Tracing, Trajectory
-from seamark.diagnose.units import other_model, scan_units
+from seamark.diagnose.units import made_with, other_model, scan_units
 
 __all__ = [
     "About",
@@ -72,6 +72,7 @@ __all__ = [
     "inspect_text",
     "knowledge",
     "languages",
+    "made_with",
     "match_saes",
     "measure_latency",
     "other_model",

@@ -8,7 +8,7 @@ word.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from seamark.atlas.records import ContextKind, StoredContext
 from seamark.atlas.store import Atlas
@@ -66,11 +66,14 @@ def atlas_examples(atlas: Atlas, names: Mapping[str, str]) -> Known:
     return known
 
 
-def scan_examples(scan: Scan) -> Known:
-    """The texts of a scan that kept its latents token by token; of any other, none."""
+def scan_examples(scan: Scan, saes: Collection[str] | None = None) -> Known:
+    """The texts of a scan that kept its latents token by token; of any other, none.
+
+    `saes` are names it is asked by (see `units.made_with`); all it has without.
+    """
 
     def known(sae: str, latent: int) -> Examples:
-        if sae not in scan.sae_ids:
+        if sae not in (scan.sae_ids if saes is None else saes):
             return ()
         try:
             return [(c.tokens, c.activations) for c in scan.contexts(sae, latent, TEXTS)]

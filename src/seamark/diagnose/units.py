@@ -41,11 +41,16 @@ def scan_units(scan: Scan, suite: Mapping[str, SparseAutoencoder]) -> dict[str, 
     found = {}
     for sae_id, sae in suite.items():
         if sae_id in scan.sae_ids:
-            if scan.manifest["saes"][sae_id] != sae.fingerprint():
+            if not made_with(scan, sae_id, sae):
                 raise ConfigError(f"the scan was made with another autoencoder called {sae_id!r}", where=str(scan.path),
                                   fix="Take the autoencoder of the scan, or scan with this one")  # fmt: skip
             found[sae_id] = scan.q(sae_id)
     return found
+
+
+def made_with(scan: Scan, sae_id: str, sae: SparseAutoencoder) -> bool:
+    """Whether a scan knows this very autoencoder by that name."""
+    return sae_id in scan.sae_ids and bool(scan.manifest["saes"][sae_id] == sae.fingerprint())
 
 
 def other_model(scan: Scan, fingerprint: str) -> tuple[str, ...]:

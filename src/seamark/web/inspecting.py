@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import PurePath
 from typing import Annotated
 
@@ -30,11 +31,13 @@ from seamark.diagnose import (
     filled,
     first_known,
     inspect_text,
+    made_with,
     match_saes,
     scan_examples,
     trace,
 )
 from seamark.errors import ConfigError
+from seamark.features import Scan
 from seamark.model import HookedModel, LanguageModel
 from seamark.model.generation import Generation
 from seamark.web.answers import json_answer, tell
@@ -193,14 +196,20 @@ class Inspector:
             self._names = match_saes(self.state.atlas, self.state.suite)
         return self._names
 
+    @cached_property
+    def scans(self) -> list[tuple[Scan, frozenset[str]]]:
+        """The server's scans, each with the names of those of its autoencoders that the server has."""
+        suite = self.state.suite
+        return [(scan, frozenset(name for name, sae in suite.items() if made_with(scan, name, sae)))
+                for scan in self.state.scans.values()]  # fmt: skip
+
     def units(self) -> dict[str, NDArray[np.float64]]:
         """Q_f of each autoencoder: the atlas's, and a scan's where it has none; read again after a new import."""
         runs = tuple(run.id for run in self.state.atlas.runs())
         if self._units is None or self._units[0] != runs:
             found = atlas_quantiles(self.state.atlas, self.names, self.state.suite)
-            for name, sae in self.state.suite.items():
-                size = sae.config.d_sae
-                scans = (s for s in self.state.scans.values() if name in s.sae_ids and s.d_sae(name) == size)
+            for name in self.state.suite:
+                scans = (scan for scan, saes in self.scans if name in saes)
                 if (units := filled(found.get(name), (s.q(name) for s in scans))) is not None:
                     found[name] = units
             self._units = runs, found
@@ -229,7 +238,7 @@ class Inspector:
     def trace(self, asked: TrajectoryRequest) -> TrajectoryAnswer:
         """Link the features of a text. Errors as of `inspect`, and of `seamark.diagnose.trace`."""
         state, model = self.state, self._model(asked)
-        known = [atlas_examples(state.atlas, self.names), *(scan_examples(s) for s in state.scans.values())]
+        known = [atlas_examples(state.atlas, self.names), *(scan_examples(s, saes) for s, saes in self.scans)]
         with self.turns.turn():
             found = trace(
                 model, state.suite, asked.prompt, asked.answer, q=self.units(), generate=_how(asked), chat=asked.chat,
