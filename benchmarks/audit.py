@@ -51,8 +51,8 @@ _HELPFUL = {CONTRAST: "prefs_helpful_hh.jsonl.gz"}
 _SMALLER = ("data.max_pairs={safety: 1000, chat: 200}", "data.test_share=0.35", "reward.max_length=128",
             "reward.attention=eager", "denoise.rates=[0.02,0.06,0.1]")  # fmt: skip
 """What lets 300 retrainings and 80 models finish in some hours: most pairs and most held-out ones where the measures
-look, texts cut to their last 128 tokens (held-out accuracy of RM-Bench's safety pairs: 92 % so, 94 % with 256), attention
-that is a quarter faster at this length."""
+look, texts cut to their last 128 tokens (held-out accuracy of RM-Bench's safety pairs: 92 % so, 94 % with 256), and
+attention that takes a quarter less time at this length."""
 SETUPS = {
     "demo": Setup("audit-demo.yaml", {}),
     "rmbench": Setup("audit-local.yaml", {"safety": "prefs_safety_rmbench.jsonl.gz", **_HELPFUL}, _SMALLER),
