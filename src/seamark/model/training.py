@@ -55,7 +55,7 @@ class RewardTraining(BaseModel):
     precision: Precision = "auto"
     """"bf16" trains under autocast (weights stay float32); "auto" does where the machine is fast at it."""
     attention: Attention | None = None
-    """transformers' attention while training; on CPUs "eager" is faster for texts of up to ~100 tokens."""
+    """transformers' attention while training; on CPUs "eager" is faster for texts of up to ~150 tokens."""
     dropout: float = Field(0.0, ge=0, lt=1)
     gradient_checkpointing: bool = False
     """Trade time for memory: recompute activations in the backward pass."""
