@@ -191,12 +191,8 @@ def claims(found: Mapping[str, Found], why: Mapping[str, str]) -> list[Claim]:
     made = []
     for name, (setup, (unit, target), pick) in CLAIMS.items():
         estimate = pick(found[setup]) if setup in found else None
-        if estimate is None or estimate["value"] is None:
-            reason = estimate["reason"] if estimate else why.get(setup) or f"{setup}: these cells are not finished"
-            made.append(harness.missing(name, unit, target, reason))
-        else:
-            made.append(Claim(name, estimate["value"], unit, target, low=estimate["low"], high=estimate["high"],
-                              n=estimate["n"], spread="95 % interval over seeds and prompts"))  # fmt: skip
+        reason = why.get(setup) or f"{setup}: these cells are not finished"
+        made.append(harness.from_estimate(name, estimate, unit, target, "95 % interval over seeds and prompts", reason))
     return made
 
 

@@ -21,7 +21,7 @@ from benchmarks import harness
 from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from seamark.features import SAETraining, StageConfig, train_sae
 from seamark.model import RewardTraining, train_reward_model
-from seamark.run import read_json, write_json
+from seamark.run import read_json
 from seamark.text import Pairs, PreferencePair, demo_pairs, hash_unit
 
 FOLDER = harness.SCRATCH / "audit-large"
@@ -137,7 +137,6 @@ def audit(folder: Path, prepared: Path, n: int) -> Row:
 def row_of(out: Path, n: int, seconds: float, peak_mb: float) -> Row:
     """What an audit's folder tells, beside what was measured from outside."""
     result = read_json(out / "result.json")
-    write_json(out.parent / "measured.json", {"seconds": seconds, "peak_mb": peak_mb})
     return {
         "variant": f"{n:,} pairs", "pairs": n, "seconds": harness.rounded(seconds), "peak_mb": harness.rounded(peak_mb),
         "page_mb": harness.rounded((out / "report.html").stat().st_size / 2**20),

@@ -218,12 +218,8 @@ def claims(found: Done, why: Mapping[str, str]) -> list[Claim]:
     made = []
     for name, (stage, unit, target, spread, pick) in CLAIMS.items():
         estimate = pick(found[stage]) if stage in found else None
-        if estimate is None or estimate["value"] is None:
-            reason = estimate["reason"] if estimate else why.get(stage) or f"{stage}: not in its result"
-            made.append(harness.missing(name, unit, target, reason))
-        else:
-            made.append(Claim(name, estimate["value"], unit, target, low=estimate["low"], high=estimate["high"],
-                              n=estimate["n"], spread=spread))  # fmt: skip
+        reason = why.get(stage) or f"{stage}: not in its result"
+        made.append(harness.from_estimate(name, estimate, unit, target, spread, reason))
     return made
 
 

@@ -127,6 +127,16 @@ def missing(name: str, unit: str, target: str, reason: str) -> Claim:
 Row = dict[str, Any]
 
 
+def from_estimate(
+    name: str, estimate: Mapping[str, Any] | None, unit: str, target: str, spread: str, reason: str
+) -> Claim:
+    """A claim from an estimate of a result.json; `reason` where there is none."""
+    if estimate is None or estimate["value"] is None:
+        return missing(name, unit, target, estimate["reason"] if estimate else reason)
+    return Claim(name, estimate["value"], unit, target, low=estimate["low"], high=estimate["high"], n=estimate["n"],
+                 spread=spread)  # fmt: skip
+
+
 def interleave(
     variants: Mapping[str, Callable[[], Row]], runs: int, say: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:

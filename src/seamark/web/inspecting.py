@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import PurePath
@@ -284,6 +284,12 @@ def router(state: State) -> APIRouter:
     routes = APIRouter()
     inspector = Inspector(state)
 
+    def in_turn(request: Request, read: Callable[[], BaseModel]) -> Response:
+        try:
+            return json_answer(read())
+        except BusyError as error:
+            return tell(state, request, error, {"Retry-After": RETRY_AFTER})
+
     @routes.get("/inspect", include_in_schema=False)
     def page(request: Request) -> HTMLResponse:
         return inspect_page(state, request)
@@ -291,18 +297,12 @@ def router(state: State) -> APIRouter:
     @routes.post(f"{ROOT}/inspect", response_model=InspectAnswer, responses=WRONG,
                  summary="Which features fire at each token of a text")  # fmt: skip
     def inspect(request: Request, asked: InspectRequest) -> Response:
-        try:
-            return json_answer(inspector.inspect(asked))
-        except BusyError as error:
-            return tell(state, request, error, {"Retry-After": RETRY_AFTER})
+        return in_turn(request, lambda: inspector.inspect(asked))
 
     @routes.post(f"{ROOT}/trajectory", response_model=TrajectoryAnswer, responses=WRONG,
                  summary="How the features of a text build on one another")  # fmt: skip
     def trajectory(request: Request, asked: TrajectoryRequest) -> Response:
-        try:
-            return json_answer(inspector.trace(asked))
-        except BusyError as error:
-            return tell(state, request, error, {"Retry-After": RETRY_AFTER})
+        return in_turn(request, lambda: inspector.trace(asked))
 
     return routes
 
