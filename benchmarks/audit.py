@@ -7,15 +7,13 @@ that was broken off goes on, and every run claims what is finished of all setups
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.harness import Claim, Result, Row
+from benchmarks import harness, programs
+from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from seamark.run import read_json
 
 FOLDER = harness.SCRATCH / "audit"
@@ -42,9 +40,8 @@ class Setup:
 
     def command(self, out: Path, data: str | None) -> list[str]:
         given = [f"--pairs={group}={Path(data or '') / file}" for group, file in self.files.items()]
-        return [sys.executable, "-m", "seamark", "audit", "experiment", "--config",
-                str(harness.ROOT / "recipes" / self.recipe), *given, *(f"--set={s}" for s in self.sets),
-                "--out", str(out)]  # fmt: skip
+        return [*programs.SEAMARK, "audit", "experiment", "--config", str(harness.ROOT / "recipes" / self.recipe),
+                *given, *(f"--set={s}" for s in self.sets), "--out", str(out)]  # fmt: skip
 
 
 _HELPFUL = {CONTRAST: "prefs_helpful_hh.jsonl.gz"}
@@ -108,15 +105,13 @@ def run(
 def experiment(setup: Setup, out: Path, data: str | None, *, so_far: bool) -> str:
     """Run one, or go on with it; why it failed."""
     command = [*setup.command(out, data), *(["--so-far"] if so_far else [])]
-    out.parent.mkdir(parents=True, exist_ok=True)
     if not so_far:  # what was written about a part of it is out of date
         (out / RESULTS[1]).unlink(missing_ok=True)
-    with (out.parent / f"{out.name}.log").open("a") as log:
-        status = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode
-    if status == 0:
-        return ""
-    lines = (out.parent / f"{out.name}.log").read_text(errors="replace").strip().splitlines() or ["no output"]
-    return harness.without_paths(f"seamark audit experiment ended with status {status}: {lines[-1]}")[:300]
+    try:
+        programs.watched(command, out.parent / f"{out.name}.log", "seamark audit experiment")
+    except BenchmarkError as e:
+        return str(e)
+    return ""
 
 
 def finished(out: Path) -> Found | None:

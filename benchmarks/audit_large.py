@@ -6,10 +6,7 @@ The reward model and the autoencoder are small trainings of their own and not me
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, programs
 from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from seamark.features import SAETraining, StageConfig, train_sae
 from seamark.model import RewardTraining, train_reward_model
@@ -70,7 +67,7 @@ def run(
             say(f"{size:,} pairs: {rows[-1]['seconds']:,.0f} s, {rows[-1]['peak_mb']:,.0f} MB")
         opened = [open_page(folder / str(n) / "audit" / "report.html") for _ in range(runs or OPENED)]
     except BenchmarkError as e:
-        failed = harness.without_paths(str(e))
+        failed = str(e)
     return Result("audit-large", ABOUT.format(pairs=n, mb=mb), claims(rows, opened, failed), rows,
                   {"pairs": n, "opened": len(opened), "failed": failed})  # fmt: skip
 
@@ -115,23 +112,12 @@ def audit(folder: Path, prepared: Path, n: int) -> Row:
     """One audit of the files of a folder."""
     out = folder / "audit"
     command = [
-        sys.executable, "-m", "seamark", "audit", "report", f"--model={prepared / 'reward'}",
+        *programs.SEAMARK, "audit", "report", f"--model={prepared / 'reward'}",
         f"--sae={prepared / 'sae'}", *(f"--pairs={g}={folder / g}.jsonl" for g in GROUPS), f"--out={out}",
     ]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k not in harness.UNTUNED} | {"HF_HUB_OFFLINE": "1"}
-    start = time.monotonic()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            with harness.TreeMeter(process.pid) as meter:
-                status = process.wait(TIMEOUT_S)
-        finally:
-            if process.poll() is None:
-                process.kill()
-    if status:
-        lines = (folder / "log").read_text(errors="replace").strip().splitlines() or ["no output"]
-        raise BenchmarkError(f"seamark audit report ended with status {status}: {lines[-1]}"[:300])
-    return row_of(out, n, time.monotonic() - start, meter.peak_mb)
+    watched = programs.watched(command, folder / "log", "seamark audit report", without=harness.UNTUNED,
+                               timeout=TIMEOUT_S)  # fmt: skip
+    return row_of(out, n, watched.seconds, watched.peak_mb)
 
 
 def row_of(out: Path, n: int, seconds: float, peak_mb: float) -> Row:
@@ -146,20 +132,11 @@ def row_of(out: Path, n: int, seconds: float, peak_mb: float) -> Row:
 
 def open_page(path: Path) -> float:
     """Seconds from opening a page in a fresh browser until it is loaded."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise BenchmarkError("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            start = time.perf_counter()
-            page.goto(path.resolve().as_uri(), wait_until="load")
-            return time.perf_counter() - start
-        finally:
-            browser.close()
+    with programs.browser() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        start = time.perf_counter()
+        page.goto(path.resolve().as_uri(), wait_until="load")
+        return time.perf_counter() - start
 
 
 def claims(rows: Sequence[Mapping[str, Any]], opened: Sequence[float], failed: str) -> list[Claim]:

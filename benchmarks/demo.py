@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, programs
 from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from seamark.errors import SeamarkError
 from seamark.run import digest, file_digest, read_json, write_json
 
-COMMAND = (sys.executable, "-m", "seamark", "demo")
+COMMAND = (*programs.SEAMARK, "demo")
 TARGETS = {
     "demo_seconds": ("s", "<= 600"),
     "demo_peak_rss_mb": ("MB", "<= 4096"),
@@ -74,24 +71,14 @@ def _one(command: Sequence[str], folder: Path) -> Row:
     if note.exists():
         return dict(read_json(note))
     resumed = (folder / "run").exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"HF_HUB_OFFLINE": "1"}
-    with harness.stopwatch() as seconds, (folder / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--out", str(folder / "run")], stdout=log, stderr=log, env=environment)
-        try:
-            with harness.TreeMeter(process.pid) as meter:
-                status = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-        wall = seconds()
-    if status:
-        lines = (folder / "log").read_text().strip().splitlines() or ["no output"]
-        raise BenchmarkError(f"seamark demo ended with status {status}: {lines[-1]}"[:300])
+    watched = programs.watched([*command, "--out", str(folder / "run")], folder / "log", "seamark demo",
+                               without=["OMP_NUM_THREADS"])  # fmt: skip
     stages = read_json(folder / "run" / "result.json")["stages"]
     row = {
-        "seconds": sum(s["seconds"] for s in stages.values()) if resumed else wall,
-        "peak_rss_mb": max([meter.peak_mb, *(s["peak_rss_mb"] for s in stages.values())]) if resumed else meter.peak_mb,
+        "seconds": sum(s["seconds"] for s in stages.values()) if resumed else watched.seconds,
+        "peak_rss_mb": max([watched.peak_mb, *(s["peak_rss_mb"] for s in stages.values())])
+        if resumed
+        else watched.peak_mb,
         "resumed": resumed,
     }
     write_json(note, row | {"stages": {name: s["seconds"] for name, s in stages.items()}})

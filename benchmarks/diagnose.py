@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.harness import Claim, Result, Row
+from benchmarks import harness, programs
+from benchmarks.harness import BenchmarkError, Claim, Result, Row
 from seamark.run import digest, file_digest, read_json, write_atomic
 from seamark.text.files import read_rows
 from seamark.text.pairs import hash_unit
@@ -150,14 +148,12 @@ def execute(name: str, stage: Stage, folder: Path, data: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if name == HALVED:
         write_half(data / TEXTS, folder / "half.jsonl")
-    command = [sys.executable, "-m", "seamark", *stage.arguments(folder, data), "--out", str(folder / name)]
-    log = folder / f"{name}.log"
-    with log.open("a") as file:
-        status = subprocess.run(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"}).returncode
-    if status == 0 and finished(folder, name) is not None:
-        return ""
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    return harness.without_paths(f"seamark {name} ended with status {status}: {lines[-1]}")[:300]
+    command = [*programs.SEAMARK, *stage.arguments(folder, data), "--out", str(folder / name)]
+    try:
+        programs.watched(command, folder / f"{name}.log", f"seamark {name}")
+    except BenchmarkError as e:
+        return str(e)
+    return "" if finished(folder, name) is not None else f"seamark {name} left no result"
 
 
 def write_half(texts: Path, out: Path) -> None:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import numpy as np
 
+from benchmarks import programs
 from benchmarks.atlases.job import Job
 from benchmarks.atlases.made import DOMAINS, HAN, Made, sae_id
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 QUERIES = 300
 START_S = 60.0
+_LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd"
 
 
 @contextlib.contextmanager
 def server(job: Job) -> Iterator[int]:
     """`seamark serve` on a free port, in a process of its own; its port."""
-    command = [sys.executable, "-m", "seamark", "serve", str(job.atlas), "--port", "0", "--read-only"]
+    command = [*programs.SEAMARK, "serve", str(job.atlas), "--port", "0", "--read-only"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield _port(process)
@@ -113,24 +116,19 @@ def search(job: Job) -> dict[str, Any]:
 
 def pages(job: Job) -> dict[str, Any]:
     """Milliseconds from opening a page in a fresh browser until it is loaded (or, the landscape, drawn and ready)."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise RuntimeError("no Chromium on this machine")
     found: dict[str, Any] = {}
-    with server(job) as port, sync_playwright() as playwright:
+    with server(job) as port:
         for name, path in (("features_ms", "/features"), ("overview_ms", "/"), ("landscape_ready_ms", "/landscape")):
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.goto(f"http://127.0.0.1:{port}{path}", wait_until="load", timeout=120_000)
-            if name == "landscape_ready_ms":
-                # Not `wait_for_function`: it evaluates strings in the page, which the pages' policy forbids.
-                page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
-                if page.evaluate("document.documentElement.dataset.ready") != "landscape":
-                    raise RuntimeError("the landscape did not become ready")
-                found[name] = page.evaluate("performance.getEntriesByName('seamark-ready')[0].startTime")
-            else:
-                found[name] = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-            browser.close()
+            with programs.browser() as browser:
+                page = browser.new_page(viewport={"width": 1440, "height": 900})
+                page.goto(f"http://127.0.0.1:{port}{path}", wait_until="load", timeout=120_000)
+                found[name] = _ready(page) if name == "landscape_ready_ms" else page.evaluate(_LOADED)
     return found
+
+
+def _ready(page: Page) -> float:
+    # Not `wait_for_function`: it evaluates strings in the page, which the pages' policy forbids.
+    page.wait_for_selector("html[data-ready]", state="attached", timeout=120_000)
+    if page.evaluate("document.documentElement.dataset.ready") != "landscape":
+        raise RuntimeError("the landscape did not become ready")
+    return float(page.evaluate("performance.getEntriesByName('seamark-ready')[0].startTime"))

@@ -86,14 +86,7 @@ def test_a_table_for_every_experiment():
 def test_the_newest_result_counts_and_experiments_run_by_their_command(tmp_path, monkeypatch):
     commands = []
 
-    class Done:
-        returncode = 0
-
-    def command(line, **_):
-        commands.append(line)
-        return Done()
-
-    monkeypatch.setattr(audit.subprocess, "run", command)
+    monkeypatch.setattr(audit.programs, "watched", lambda line, *_, **__: commands.append(line))
     monkeypatch.delenv(audit.VARIABLE, raising=False)
     write_json(tmp_path / "demo" / "result-so-far.json", result(missing=["poison/x"]))
     found = audit.run(setups="demo,pku", so_far=True, folder=tmp_path)

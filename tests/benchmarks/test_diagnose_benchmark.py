@@ -78,17 +78,13 @@ def test_tables():
 def test_stages_run_once_and_what_needs_a_failed_one_is_left_out(tmp_path, monkeypatch):
     commands = []
 
-    class Done:
-        returncode = 0
-
-    def command(line, **_):
+    def command(line, *_, **__):
         name = Path(line[-1]).name
         commands.append(name)
         if name != "sae":
             write_json(Path(line[-1]) / "result.json", {})
-        return Done()
 
-    monkeypatch.setattr(diagnose.subprocess, "run", command)
+    monkeypatch.setattr(diagnose.programs, "watched", command)
     monkeypatch.delenv(diagnose.VARIABLE, raising=False)
     missing = diagnose.run(folder=tmp_path).settings["missing"]
     assert commands == ["reward", "sae"]
