@@ -115,25 +115,31 @@ def bootstrap_of_sums(
     Args:
         statistic: takes the sums [m] of each line of `values`; None or NaN where it is undefined. Draws where it is are
             left out of the interval.
-        values: [m, n].
+        values: [m, n], or [m, seeds, n]: then sums are their means over seeds, and every draw picks seeds with
+            replacement as well, so that the interval holds the doubt of training, too.
         clusters: [n] codes, as of `cluster_codes`.
         undefined: the reason given where the statistic is undefined on all rows.
     """
-    n = values.shape[1]
-    if n == 0:
+    n_seeds, n = 1 if values.ndim == 2 else values.shape[1], values.shape[-1]
+    if n == 0 or n_seeds == 0:
         return Estimate.not_available("no items")
-    value = statistic(values.sum(1))
+    value = statistic(values.reshape(len(values), n_seeds, n).mean(1).sum(1))
     if value is None or not np.isfinite(value):
         return Estimate.not_available(undefined, n)
     codes = np.unique(clusters, return_inverse=True)[1]
     n_clusters = int(codes.max()) + 1
-    if n_clusters == 1:
+    if n_clusters == 1 and n_seeds == 1:
         return Estimate(value=value, n=n, reason="no interval: all items belong together")
-    sums = np.stack([np.bincount(codes, weights=line, minlength=n_clusters) for line in values])
+    lines = [np.bincount(codes, weights=line, minlength=n_clusters) for line in values.reshape(-1, n)]
+    sums = np.stack(lines).reshape(len(values), n_seeds, n_clusters)
     rng = np.random.default_rng(seed)
-    drawn = [statistic(np.asarray(sums @ np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)))
-             for _ in range(draws)]  # fmt: skip
-    return _with_interval(value, drawn, n)
+
+    def draw() -> float | None:
+        weight = np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
+        of_seeds = sums[:, rng.integers(0, n_seeds, n_seeds)].mean(1) if n_seeds > 1 else sums[:, 0]
+        return statistic(np.asarray(of_seeds @ weight))
+
+    return _with_interval(value, [draw() for _ in range(draws)], n)
 
 
 def _with_interval(value: float, drawn: Sequence[float | None], n: int) -> Estimate:

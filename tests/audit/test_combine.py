@@ -49,6 +49,31 @@ def test_it_beats_its_best_signal_and_is_calibrated() -> None:
     assert order == sorted(other_ids, key=lambda i: -p[i])
 
 
+@pytest.mark.parametrize(("before", "told"), [(0.1, 0.1), (0.3, 0.3), (0.2, 0.1)])
+def test_labels_that_were_wrong_before_do_not_make_it_doubt(before: float, told: float) -> None:
+    n = 6000
+    rng = np.random.default_rng(0)
+    were_wrong, flipped = rng.random(n) < before, rng.random(n) < 0.1
+    sign = np.where(were_wrong ^ flipped, -1, 1)  # a flip makes a wrong label right
+    columns = {"margin": 1.3 * sign + rng.normal(size=n), "safer": 1.3 * sign + rng.normal(size=n)}
+    ids = [f"p{i}" for i in range(n)]
+    signals = {m: PairScores(method=m, values=dict(zip(ids, c.tolist(), strict=True))) for m, c in columns.items()}
+    known = {f"p{i}" for i in np.flatnonzero(flipped)}
+    naive, aware = learn(signals, ids, known), learn(signals, ids, known, told)
+    assert aware.wrong_before == told
+    assert aware.prior == pytest.approx(told * 0.9 + (1 - told) * 0.1, abs=0.01)
+    wrong = rng.random(n) < before
+    others = {m: PairScores(method=m, values=dict(zip(ids, (1.3 * np.where(wrong, -1, 1) + rng.normal(size=n)).tolist(),
+                                                      strict=True))) for m in columns}  # fmt: skip
+    really = {f"p{i}" for i in np.flatnonzero(wrong)}
+    by_naive, by_aware = (calibration(c.probability(others, ids, told), really) for c in (naive, aware))
+    assert by_aware.brier.value < 0.8 * by_naive.brier.value  # type: ignore[operator]
+    if told == before:
+        assert by_aware.ece.value < 0.04  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=r"below 0\.5"):
+        learn(signals, ids, known, 0.5)
+
+
 def test_scales_do_not_matter() -> None:
     signals, ids, wrong = simulated(500, 0.2, seed=0)
     learned = learn(signals, ids, wrong)
@@ -76,7 +101,7 @@ def test_a_pair_that_lacks_a_signal_has_no_score() -> None:
 
 def test_too_little_to_learn_from() -> None:
     signals, ids, wrong = simulated(500, 0.2, seed=0)
-    with pytest.raises(DataError, match="19 wrong and 481 right"):
+    with pytest.raises(DataError, match="19 flipped labels and 481 others"):
         learn(signals, ids, sorted(wrong)[:19])
     with pytest.raises(ConfigError, match="no scores"):
         learn({}, ids, wrong)

@@ -125,6 +125,7 @@ def test_calibration() -> None:
     by_hand = calibration({"p0": 0.2, "p1": 0.4, "p2": 0.9, "p3": 0.9}, {"p1", "p2", "p3"}, bins=2)
     assert by_hand.ece.value == pytest.approx((2 * abs(0.3 - 0.5) + 2 * 0.1) / 4)
     assert by_hand.brier.value == pytest.approx((0.04 + 0.36 + 0.01 + 0.01) / 4)
+    assert by_hand.brier_of_share.value == pytest.approx(0.75 * 0.25)
     assert calibration({}, ()).brier.value is None
     with pytest.raises(DataError, match="outside"):
         calibration({"p0": 1.2}, ())
@@ -137,3 +138,19 @@ def test_equal_probabilities_are_in_one_bin() -> None:
     assert even.ece.value == 0.0, "which of equals comes first says nothing"
     two = calibration({i: 0.1 if n < 150 else 0.8 for n, i in enumerate(ids)}, set(ids[150:]), bins=5)
     assert [(b.n, b.observed) for b in two.bins] == [(150, 0.0), (50, 1.0)]
+
+
+def test_seeds_that_differ_widen_the_brier_scores_interval() -> None:
+    rng = np.random.default_rng(0)
+    said, wrong, prompts, seeds = {}, set(), {}, {}
+    for seed, skill in enumerate((2.0, 1.0, 0.3, 0.0)):
+        truth = rng.random(200) < 0.3
+        for i, is_wrong in enumerate(truth):
+            name = f"{seed}:{i}"
+            said[name] = 1 / (1 + np.exp(-skill * (2 * is_wrong - 1) * 2))
+            prompts[name], seeds[name] = f"h{i}", seed
+            wrong |= {name} if is_wrong else set()
+    of_pairs = calibration(said, wrong, prompts=prompts).brier
+    of_seeds = calibration(said, wrong, prompts=prompts, seeds=seeds).brier
+    assert of_seeds.value == pytest.approx(of_pairs.value)
+    assert of_seeds.high - of_seeds.low > 3 * (of_pairs.high - of_pairs.low)  # type: ignore[operator]

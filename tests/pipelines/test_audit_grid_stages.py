@@ -13,11 +13,10 @@ from seamark.pipelines import grid_stages, stages
 from seamark.run import read_json, write_json
 from seamark.text.pairs import Pairs, PreferencePair
 
-SIGNAL = "margin"
 PRIOR = 0.1
 
 
-def planted(folder: Path, n: int = 400, most_of_b: int = 60) -> dict[str, Path]:
+def planted(folder: Path, signal: str, n: int = 400, most_of_b: int = 60) -> dict[str, Path]:
     """Pairs of which one in ten is wrong, a signal that half finds them; half a is learned on three times the share.
 
     Returns the inputs of `combine_scores`.
@@ -40,21 +39,29 @@ def planted(folder: Path, n: int = 400, most_of_b: int = 60) -> dict[str, Path]:
             inputs[f"half_{world}"] = folder / f"half-{world}"
             write_json(inputs[f"half_{world}"] / grid_stages.EXTRA, {"ids": halves[world], "wrong": extra})
         values = {i: float(rng.normal(-1.5 if i in wrong else 1.5)) for i in kept}
-        inputs[f"{world}_{SIGNAL}"] = folder / f"{world}-scores"
-        PairScores(method=SIGNAL, values=values).save(inputs[f"{world}_{SIGNAL}"] / stages.SCORES)
+        inputs[f"{world}_{signal}"] = folder / f"{world}-scores"
+        PairScores(method=signal, values=values).save(inputs[f"{world}_{signal}"] / stages.SCORES)
     return inputs
 
 
-def test_the_two_halves_of_a_combination_stand_in_one_ranking(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["margin", "latents"])
+def test_the_two_halves_of_a_combination_stand_in_one_ranking(tmp_path: Path, signal: str) -> None:
     """Wrong labels are as frequent in both halves, so both have the same mean probability."""
-    out, inputs = tmp_path / "out", planted(tmp_path / "data")
+    out, inputs = tmp_path / "out", planted(tmp_path / "data", signal)
     out.mkdir()
-    grid_stages.combine_scores(out, **inputs, signals=[SIGNAL], group="safety")
+    grid_stages.combine_scores(out, **inputs, signals=[signal], group="safety")
     learned = read_json(out / "combinations.json")
-    assert learned["b"]["prior"] > 2 * learned["a"]["prior"]
+    assert learned["b"]["prior"] > 1.5 * learned["a"]["prior"]
     values = PairScores.load(out / stages.SCORES).values
     means = [np.mean([expit(-values[i]) for i in read_json(inputs[half] / grid_stages.EXTRA)["ids"]])
              for half in ("half_a", "half_b")]  # fmt: skip
     assert means[0] == pytest.approx(means[1], rel=1e-6)
-    said = read_json(out / grid_stages.PROBABILITIES)["wrong"]
-    assert sorted(values, key=lambda i: values[i]) == sorted(said, key=lambda i: -said[i])
+    told = read_json(out / grid_stages.PROBABILITIES)
+    if signal == "margin":  # the model has learned the labels it judges: no share of them is known, and no probability
+        assert told["share"]["value"] is None
+        assert told["wrong"] == {}
+        assert learned["a"]["wrong_before"] == 0
+    else:
+        assert learned["a"]["wrong_before"] == told["share"]["value"] == pytest.approx(PRIOR, abs=0.05)
+        assert means[0] == pytest.approx(told["share"]["value"], rel=1e-6)
+        assert sorted(values, key=lambda i: values[i]) == sorted(told["wrong"], key=lambda i: -told["wrong"][i])

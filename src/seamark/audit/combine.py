@@ -1,7 +1,8 @@
 """The combination: several scores made one probability that a label is wrong, learned on noise of known ids.
 
-Labels that are known to be wrong are made: flip further labels of the same data, take all scores anew, and learn which
-of them find those flips (`noise.make_noise`). What was learned is then applied to the data as it was, whose prompts
+Flips of known ids are made: flip further labels of the same data, take all scores anew, and learn which of them find
+those flips (`noise.make_noise`). Some labels were wrong before, which a flip makes right; the share of those is told to
+the regression, or it would learn to doubt itself. What was learned is then applied to the data as it was, whose prompts
 should be others than those that were flipped. Scores enter as normal quantiles of their ranks within the group, so
 their scales do not matter and may differ between learning and use.
 """
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit, ndtri
 from scipy.stats import rankdata
 
@@ -43,9 +44,11 @@ class Combination(BaseModel):
     """Of each one's normal quantile; negative where a high score speaks for the label."""
     intercept: float
     prior: float = Field(gt=0, lt=1)
-    """Share of wrong labels among those it was learned on."""
+    """Share of wrong labels among those it was learned on, flips and earlier ones."""
     n: int
-    n_wrong: int
+    n_flipped: int
+    wrong_before: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of wrong labels before the flips, as it was told."""
 
     @model_validator(mode="after")
     def _check(self) -> Combination:
@@ -95,36 +98,69 @@ class Combination(BaseModel):
             raise FormatError(f"not a combination of scores: {first['msg']}", where=where) from None
 
 
-def learn(signals: Mapping[str, PairScores], ids: Sequence[str], wrong: Collection[str]) -> Combination:
-    """Learn how to weigh scores from pairs of known labels.
+def learn(
+    signals: Mapping[str, PairScores], ids: Sequence[str], flipped: Collection[str], wrong_before: float = 0.0
+) -> Combination:
+    """Learn how to weigh scores from labels that were flipped on purpose.
 
-    Logistic regression with the penalty ‖w‖² / 2 (C = 1), which decides only where scores say the same.
+    P(wrong | scores) = σ(θ·z + b), with the penalty ‖θ‖² / 2 (C = 1), which decides only where scores say the same.
+    What is seen is not which labels are wrong but which were flipped: of wrong labels the share α was flipped, and of
+    right ones the share β, because a flip makes a wrong label right. So P(flipped | scores) = α·P(wrong) + β·(1 −
+    P(wrong)) is made most likely (class-conditional noise of known rates, Natarajan et al. 2013). Without wrong labels
+    before, this is logistic regression.
 
     Args:
-        signals: scores by method, all taken on the data as it is with the known wrong labels in it.
+        signals: scores by method, all taken on the data as it is with the flips in it.
         ids: pairs to learn from, one group; those that lack a signal are left out.
-        wrong: which of them are wrong.
+        flipped: which of them were flipped.
+        wrong_before: share of labels that were wrong before the flips.
 
     Raises:
-        ConfigError: no signals.
-        DataError: fewer than 20 wrong or 20 right labels.
+        ConfigError: no signals, or half of the labels and more were wrong before.
+        DataError: fewer than 20 that were flipped or 20 that were not.
     """
     if not signals:
         raise ConfigError("no scores to combine")
+    if not 0 <= wrong_before < 0.5:
+        raise ConfigError(f"the share of labels that were wrong before lies from 0 to below 0.5, not {wrong_before:g}")
     names = tuple(signals)
     kept, z = _quantiles(signals, names, ids)
-    is_wrong = np.asarray([i in wrong for i in kept])
-    n, n_wrong = len(kept), int(is_wrong.sum())
-    if min(n_wrong, n - n_wrong) < MIN_LABELS:
-        raise DataError(f"{n_wrong} wrong and {n - n_wrong} right labels are too few to learn from",
+    is_flipped = np.asarray([i in flipped for i in kept])
+    n, n_flipped = len(kept), int(is_flipped.sum())
+    if min(n_flipped, n - n_flipped) < MIN_LABELS:
+        raise DataError(f"{n_flipped} flipped labels and {n - n_flipped} others are too few to learn from",
                         fix=f"Flip more: at least {MIN_LABELS} of each are needed")  # fmt: skip
+    rate = n_flipped / n
+    found = _fit(z, is_flipped, rate, wrong_before)
+    return Combination(
+        signals=names, weights=tuple(found[:-1].tolist()), intercept=float(found[-1]),
+        prior=rate * (1 - wrong_before) + (1 - rate) * wrong_before, n=n, n_flipped=n_flipped,
+        wrong_before=wrong_before,
+    )  # fmt: skip
+
+
+def _fit(z: Floats, flipped: NDArray[np.bool_], rate: float, before: float) -> Floats:
+    """Weights and intercept of P(wrong), [signals + 1]."""
     from sklearn.linear_model import LogisticRegression  # here, because it is slow to import
 
-    model = LogisticRegression(C=1.0, max_iter=1000).fit(z, is_wrong)
-    return Combination(
-        signals=names, weights=tuple(model.coef_[0].tolist()), intercept=float(model.intercept_[0]),
-        prior=n_wrong / n, n=n, n_wrong=n_wrong,
-    )  # fmt: skip
+    model = LogisticRegression(C=1.0, max_iter=1000).fit(z, flipped)
+    start: Floats = np.append(model.coef_[0], model.intercept_[0])
+    if before == 0:
+        return start
+    of_wrong = rate * (1 - before) / (rate * (1 - before) + (1 - rate) * before)
+    of_right = rate * before / (rate * before + (1 - rate) * (1 - before))
+    columns = np.column_stack([z, np.ones(len(z))])
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        wrong = expit(columns @ theta)
+        seen = of_right + (of_wrong - of_right) * wrong
+        likely = -np.where(flipped, np.log(seen), np.log1p(-seen)).sum()
+        by_odds = (of_wrong - of_right) * wrong * (1 - wrong) * np.where(flipped, -1 / seen, 1 / (1 - seen))
+        weights = np.append(theta[:-1], 0.0)
+        return float(likely + weights @ weights / 2), columns.T @ by_odds + weights
+
+    found: Floats = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return found
 
 
 def _shift(odds: Floats, prior: float) -> float:

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from seamark.audit.crossfit import prompt_codes
 from seamark.errors import ConfigError, DataError
-from seamark.stats import Estimate, bootstrap_by_cluster
+from seamark.stats import Estimate, bootstrap_of_sums
 
 Floats = NDArray[np.float64]
 Weighted = Callable[[Floats], float]
@@ -63,6 +63,8 @@ class Calibration(BaseModel):
 
     brier: Estimate
     """Mean squared difference of probability and truth."""
+    brier_of_share: Estimate
+    """What the share of wrong labels as everybody's probability would have: more says that the scores say something."""
     ece: Estimate
     """Mean difference of predicted and observed share over the bins, by their sizes; no interval."""
     bins: tuple[CalibrationBin, ...]
@@ -127,7 +129,7 @@ def compare(
 
 def calibration(
     probabilities: Mapping[str, float], wrong: Collection[str], bins: int = 10,
-    prompts: Mapping[str, str] | None = None,
+    prompts: Mapping[str, str] | None = None, seeds: Mapping[str, int] | None = None,
 ) -> Calibration:  # fmt: skip
     """How well probabilities that labels are wrong agree with which are wrong.
 
@@ -136,6 +138,7 @@ def calibration(
         bins: parts of equal sizes that the pairs are cut into, by rising probability. Equal probabilities stay
             together, so there may be fewer.
         prompts: {pair id: hash of its prompt}, which the Brier score's interval resamples; without it, pairs.
+        seeds: {pair id: seed}, which it resamples, too; ids of all seeds differ, prompts do not.
 
     Raises:
         ConfigError: fewer than one bin.
@@ -149,13 +152,22 @@ def calibration(
         raise DataError("a probability lies outside 0 to 1")
     if not ids:
         nothing = Estimate.not_available("no pairs")
-        return Calibration(brier=nothing, ece=nothing, bins=())
+        return Calibration(brier=nothing, brier_of_share=nothing, ece=nothing, bins=())
     truth = np.asarray([float(i in wrong) for i in ids])
     found = tuple(CalibrationBin(n=len(part), predicted=float(p[part].mean()), observed=float(truth[part].mean()))
                   for part in _bins(p, bins))  # fmt: skip
     ece = sum(b.n * abs(b.predicted - b.observed) for b in found) / len(ids)
-    return Calibration(brier=bootstrap_by_cluster((p - truth) ** 2, codes),
-                       ece=Estimate(value=ece, n=len(ids)), bins=found)  # fmt: skip
+    constant = float(truth.mean() * (1 - truth.mean()))
+    return Calibration(brier=_brier((p - truth) ** 2, codes, [seeds[i] if seeds else 0 for i in ids]),
+                       brier_of_share=Estimate(value=constant, n=len(ids)), ece=Estimate(value=ece, n=len(ids)),
+                       bins=found)  # fmt: skip
+
+
+def _brier(errors: Floats, prompts: NDArray[np.int64], seeds: Sequence[int]) -> Estimate:
+    """Mean of errors [n]; a row of errors and of how many there are for each seed, which need not have all prompts."""
+    of_seed = np.asarray(seeds)[None, :] == np.unique(seeds)[:, None]
+    rows = np.stack([of_seed * errors, of_seed.astype(np.float64)])
+    return bootstrap_of_sums(lambda sums: float(sums[0] / sums[1]) if sums[1] else None, rows, prompts, draws=2000)
 
 
 def _bins(p: Floats, bins: int) -> list[NDArray[np.int64]]:

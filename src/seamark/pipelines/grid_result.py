@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from seamark.audit.detection import Trial, calibration, compare, detect
@@ -157,6 +157,7 @@ class Collector:
         said: dict[str, float] = {}
         wrong: set[str] = set()
         prompts: dict[str, str] = {}
+        seeds: dict[str, int] = {}
         shares = []
         for w in self.grid.plan.in_noise(noise):
             folder = self.grid.scores.get(w.name, {}).get(COMBINED)
@@ -166,12 +167,14 @@ class Collector:
             shares.append({"seed": w.seed, "share": Estimate.model_validate(told["share"])})
             said |= {f"{w.seed}:{i}": p for i, p in told["wrong"].items()}
             prompts |= {f"{w.seed}:{i}": self.prompts[i] for i in told["wrong"]}
+            seeds |= {f"{w.seed}:{i}": w.seed for i in told["wrong"]}
             wrong |= {f"{w.seed}:{i}" for i in self._wrong(w)}
-        if said:
-            found = calibration(said, wrong, prompts=prompts)
-            found = found.model_copy(update={"brier": _of_seeds(found.brier, shares)})
+        if shares:
+            found = calibration(said, wrong, prompts=prompts, seeds=seeds)
+            if said:
+                found = found.model_copy(update={"brier": _of_seeds(found.brier, set(seeds.values()))})
             yield {"noise": noise[0], "noise_rate": noise[1], "method": COMBINED, "wrong_share": shares,
-                   "calibration": found}  # fmt: skip
+                   "seeds": sorted(set(seeds.values())), "calibration": found}  # fmt: skip
 
     def _ablations(self) -> list[Row]:
         """SAFER with one setting changed beside SAFER with the recipe's settings."""
@@ -242,7 +245,7 @@ class Collector:
                     yield f"{place}: {method} could not score {len(unknown)} pairs, which got the median"
 
 
-def _of_seeds(e: Estimate, seeds: Sequence[Any] | Mapping[int, Any]) -> Estimate:
+def _of_seeds(e: Estimate, seeds: Collection[Any]) -> Estimate:
     """An estimate whose interval must hold the doubt of training: none from a single seed."""
     if len(seeds) == 1 and e.value is not None:
         return Estimate(value=e.value, n=e.n, reason=ONE_SEED)

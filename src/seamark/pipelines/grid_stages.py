@@ -35,6 +35,8 @@ UNTRAINED = "untrained"
 MARGINS, EXTRA, PROBABILITIES, FILLED = "margins.json", "extra.json", "probabilities.json", "filled.json"
 LEFT_OUT = "left-out.json"
 _SURE = 1e-12
+_MOST_WRONG = 0.45
+"""Flips of nearly as many wrong labels as right ones teach nothing."""
 """Least probability that log-odds are taken of."""
 
 
@@ -202,14 +204,16 @@ def combine_scores(
     share = _share(plain, pairs)
     # A share of 0 would leave no doubt about any pair: half a pair stands for it.
     prior = None if share.value is None else max(share.value, 0.5 / len(pairs))
-    learned = {half: learn(of(half), extra[half]["ids"], extra[half]["wrong"]) for half in extra}
+    before = min(prior or 0.0, _MOST_WRONG)
+    learned = {half: learn(of(half), extra[half]["ids"], extra[half]["wrong"], before) for half in extra}
+    # Where the share is not known, any one share ranks the pairs of both halves; it is no probability then.
     common = prior if prior is not None else float(np.mean([c.prior for c in learned.values()]))
     wrong: dict[str, float] = {}
     for half, other in (("a", "b"), ("b", "a")):
         wrong |= learned[half].probability(plain, extra[other]["ids"], common)
     values = {i: -float(logit(np.clip(p, _SURE, 1 - _SURE))) for i, p in wrong.items()}
     PairScores(method="combined", values=values).save(folder / SCORES)
-    write_json(folder / PROBABILITIES, {"wrong": wrong, "share": share})
+    write_json(folder / PROBABILITIES, {"wrong": wrong if prior is not None else {}, "share": share})
     write_json(folder / "combinations.json", learned)
     write_json(folder / FILLED, [])
 

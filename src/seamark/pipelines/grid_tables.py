@@ -131,11 +131,13 @@ def _detection(name: str, about: str, rows: Sequence[Row]) -> Sheet:
 
 
 def _calibration(rows: Sequence[Row]) -> Sheet:
-    columns = ("noise", "wrong", "Brier score", "calibration error", "wrong by estimate")
+    columns = ("noise", "wrong", "seeds", "Brier score", "of the share alone", "calibration error", "wrong by estimate")
     return Sheet("calibration", "Probability of a wrong label by the combination", columns, tuple(
-        (r["noise"], r["noise_rate"], _estimate(r["calibration"]["brier"]), _estimate(r["calibration"]["ece"]),
+        (r["noise"], r["noise_rate"], len(r["seeds"]), _estimate(r["calibration"]["brier"]),
+         _estimate(r["calibration"]["brier_of_share"]), _estimate(r["calibration"]["ece"]),
          _mean([_estimate(s["share"]) for s in r["wrong_share"]])) for r in rows
-    ), {"wrong": "share", "Brier score": "number", "calibration error": "number"})  # fmt: skip
+    ), {"wrong": "share", "Brier score": "number", "of the share alone": "number",
+        "calibration error": "number"})  # fmt: skip
 
 
 def _mean(some: Sequence[Estimate]) -> Estimate:
