@@ -206,6 +206,12 @@ def table(found: Mapping[str, Found]) -> Iterator[Row]:
                        "method": row["method"], "seeds": len(row["seeds"]), "AUROC": _shown(row["auroc"], 1, 3),
                        "above margin": _shown(row.get("above_margin"), 1, 3),
                        f"recall in the first {_rate(row['share'])}": _shown(row["recall"])}  # fmt: skip
+        for row in result.get("calibration", []):
+            told = row["calibration"]
+            yield {"table": f"{setup}, probability of a wrong label by the combination",
+                   "noise": f"{row['noise']} {_rate(row['noise_rate'])}", "seeds": len(row["seeds"]),
+                   "Brier score": _shown(told["brier"], 1, 3), "of the share alone": _shown(told["brier_of_share"], 1, 3),
+                   "calibration error": _shown(told["ece"], 1, 3)}  # fmt: skip
 
 
 def _arm(setup: str, arm: Found) -> Iterator[Row]:

@@ -139,6 +139,18 @@ def test_near_duplicates_and_near_contradictions() -> None:
     assert found.left_out == {}
 
 
+def test_answers_that_resemble_each_other_are_told_apart_by_the_nearer_way() -> None:
+    """Both ways of matching are near where the two answers of a pair are one word apart."""
+    other = LONGER.replace("sunny", "shady")
+    found = find_faults(pairs_of(
+        ("a", "Where do tomatoes grow best at home?", LONGER, other),
+        ("b", "Where do tomatoes grow best at home now?", other, LONGER),
+        ("c", "Where do tomatoes grow best at home then?", LONGER, other),
+    ))  # fmt: skip
+    assert ("a", "b") in [f.ids for f in found.of("near_contradiction")]
+    assert [f.ids for f in found.of("near_duplicate")] == [("a", "c")]
+
+
 def test_near_duplicates_without_spaces_between_words() -> None:
     first = "在阳台上种番茄需要足够深的花盆每天早上浇水每周施肥一次并且要把侧枝摘掉让植物把力气用在果实上"
     other = "番茄只能种在花园里不能种在阳台上去商店买然后放进冰箱几天之内吃掉因为之后味道就没有了"

@@ -135,7 +135,7 @@ def scores_of(planted: PlantedScan, method: str) -> dict[str, float]:
         planted, PLANTED, method=method, pairs=planted.pairs, controls=CONTROLS,
         margins={i: [s * 0.5, s * 1.5, -s * 0.25] for i, s in sign.items()}, judged={i: s * 0.7 for i, s in
                                                                                    sign.items()},
-        combination=Combination(signals=("margin",), weights=(-1.0,), intercept=-2.0, prior=0.1, n=90, n_wrong=9),
+        combination=Combination(signals=("margin",), weights=(-1.0,), intercept=-2.0, prior=0.1, n=90, n_flipped=9),
         signals={"margin": PairScores(method="margin", values=planted.margins())},
     ).values  # fmt: skip
 

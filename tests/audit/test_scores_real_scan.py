@@ -36,7 +36,7 @@ def found(scanned: Scan) -> dict[str, PairScores]:
     controls = {"untrained": contrast(scanned, sae_id="untrained").top(8),
                 "random_latents": random_latents(scanned, features, candidates)}  # fmt: skip
     margins = {i: [m, m / 2] for i, m in scanned.margins().items()}
-    learned = Combination(signals=("margin",), weights=(-1.0,), intercept=-2.0, prior=0.1, n=90, n_wrong=9)
+    learned = Combination(signals=("margin",), weights=(-1.0,), intercept=-2.0, prior=0.1, n=90, n_flipped=9)
     signals = {"margin": score_pairs(scanned, method="margin")}
     return {
         name: score_pairs(scanned, features, method=name, pairs=PAIRS, sae="sae", controls=controls, margins=margins,

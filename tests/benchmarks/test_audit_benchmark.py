@@ -33,8 +33,10 @@ def result(**changes):
         for rate in (0.1, 0.2, 0.3)
     ]
     found = {"seeds": [0, 1], "share": 0.05, "recall": about(0.4), "above_margin": about(0.02, 0.01, 0.03)}
+    said = {"brier": about(0.05, 0.04, 0.06), "brier_of_share": about(None, reason="no pairs"), "ece": about(0.01)}
     return {
-        "recipe": {"seeds": [0, 1]}, "missing": [], "poison": poison, "denoise": denoise,
+        "recipe": {"seeds": [0, 1]}, "missing": [], "poison": poison,
+        "calibration": [{"noise": "random", "noise_rate": 0.1, "seeds": [0, 1], "calibration": said}], "denoise": denoise,
         "detection": [found | {"noise": "random", "noise_rate": rate, "method": m, "auroc": about(rate + 0.8)}
                       for rate in (0.1, 0.2) for m in ("margin", "combined")],
         "defence": [found | {"noise": "safer", "noise_rate": 0.05, "method": "combined", "auroc": about(0.91)}],
@@ -76,11 +78,13 @@ def test_a_table_for_every_experiment():
     rows = list(audit.table({"demo": result()}))
     assert list(dict.fromkeys(r["table"] for r in rows)) == [
         "demo, labels flipped", *(f"demo, pairs removed after {n} % random noise" for n in (10, 20, 30)),
-        "demo, detection", "demo, defence",
+        "demo, detection", "demo, defence", "demo, probability of a wrong label by the combination",
     ]  # fmt: skip
     flipped = rows[1]
     assert (flipped["method"], flipped["rate"], flipped["safety"]) == ("safer", "5 %", "80.0")
-    assert rows[-1]["AUROC"] == "0.910"
+    assert rows[-2]["AUROC"] == "0.910"
+    assert (rows[-1]["seeds"], rows[-1]["Brier score"], rows[-1]["of the share alone"]) == (
+        2, "0.050 [0.040, 0.060]", "n/a (no pairs)")  # fmt: skip
 
 
 def test_the_newest_result_counts_and_experiments_run_by_their_command(tmp_path, monkeypatch):

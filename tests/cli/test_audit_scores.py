@@ -63,7 +63,7 @@ def test_scores_from_files(place: Place, pairs: Pairs, tmp_path: Path) -> None:
     code, out, err = score(place, "--method", "bag_of_words", "--out", tmp_path / "bow")
     assert code == 0, err
     assert set(PairScores.load(tmp_path / "bow" / "scores.json").values) == set(pairs.group("safety").ids)
-    Combination(signals=("bag",), weights=(-1.0,), intercept=-1.0, prior=0.2, n=100, n_wrong=20).save(
+    Combination(signals=("bag",), weights=(-1.0,), intercept=-1.0, prior=0.2, n=100, n_flipped=20).save(
         tmp_path / "combination.json"
     )
     code, out, err = score(place, "--method", "combined", "--combination", tmp_path / "combination.json",

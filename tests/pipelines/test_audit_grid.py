@@ -283,7 +283,7 @@ def test_everything_at_once(audited: Finished, tmp_path: Path) -> None:
         tmp_path / "run", audited.model, pairs, seeds=[0], reward__epochs=1, reward__trainable_blocks=2,
         reuse_lower_blocks=True, rewardbench=[str(bench)], noise={"random": [0.2], "safer": [0.1], "category": []},
         poison={"methods": ["safer", "random", "direction", "random_latents"], "rates": [0.1]},
-        denoise={"methods": ["combined"], "rates": [0.1]}, crossfit={"folds": 2},
+        denoise={"methods": ["combined"], "rates": [0.1]}, crossfit={"folds": 2, "repeats": 2},
         combine={"signals": ["latents", "margin"]}, detect={"methods": ["margin_crossfit", "voting"]},
         ablations={"count": [2], "k": [2], "positions": ["last"], "normalization": ["paper"]},
     )  # fmt: skip

@@ -204,6 +204,9 @@ def test_the_page_is_inert_and_says_what_is_missing(audit: Audit) -> None:
     checks = audit.result["failure_signs"]
     assert {c["holds"] for c in checks if "flips" in c["name"]} == {None}
     assert any(c["holds"] is not None for c in checks)
+    (opposed,) = (c for c in checks if "contradict" in c["name"])
+    safety = next(r for r in audit.result["breakdown"]["rows"] if (r["by"], r["group"]) == ("group", "safety"))
+    assert opposed["value"]["value"] == pytest.approx(safety["contradictions"] / safety["n"])
     (words,) = (c for c in checks if "than words" in c["name"])
     assert "Measured by `latents`" in words["note"]  # the margins were taught these labels
     assert words["value"]["low"] <= words["value"]["value"] <= words["value"]["high"]
@@ -316,6 +319,12 @@ def test_given_autoencoder_and_features_cross_fitting_and_a_judge(audit: Audit, 
     assert asked == 8  # four pairs, in both orders
     shares = json.loads((tmp_path / "scores" / "summary.json").read_text())["shares"]["safety"]
     assert list(shares) == ["margin_crossfit", "latents", "probe", "bag_of_words"]
+    findings = json.loads((tmp_path / "findings" / "findings.json").read_text(encoding="utf-8"))
+    assert findings["judge"] == "margin_crossfit", "who paid for a judge that saw no label gets its word"
+    assert "Wrong, at most" in plain_text(tmp_path / "report.html")
+    trained = [json.loads((tmp_path / "crossfit" / f"{draw}-0" / "manifest.json").read_text())["config"]["training"]
+               for draw in (0, 1)]  # fmt: skip
+    assert trained[0]["seed"] != trained[1]["seed"]
     assert not (tmp_path / "sae").exists()
     assert re.search(r"Cross-fitted margin: about .*4 trainings|Cross-fitted margin: about ", err)
     assert err.index("Cross-fitted margin: about") < err.index("▸ crossfit-0"), "the price comes first"

@@ -42,7 +42,8 @@ class BreakdownRow(BaseModel):
     below_zero: Estimate
     """Share of pairs whose score speaks against their label (0-1); a score of 0 counts one half."""
     wrong: Estimate
-    """Estimated share of wrong labels (0-1), an upper estimate; see `share.wrong_share`."""
+    """Estimated share of wrong labels (0-1): an upper estimate if the scores saw none of them; see `share.wrong_share`.
+    """
     duplicates: int | None = None
     """Pairs that repeat another, exactly or nearly. None: not looked for."""
     contradictions: int | None = None

@@ -69,24 +69,29 @@ def near_pairs(texts: Sequence[Texts]) -> Matches:
             break
         checked += 1
         (prompt, chosen, rejected), (prompt_b, chosen_b, rejected_b) = sets(a), sets(b)
-        if not _near(prompt, prompt_b):
+        if _similarity(prompt, prompt_b) < THRESHOLD:
             continue
-        if _near(chosen, chosen_b) and _near(rejected, rejected_b):
+        # Two answers may resemble each other: then both ways are near, and the nearer one tells the labels.
+        straight = min(_similarity(chosen, chosen_b), _similarity(rejected, rejected_b))
+        crossed = min(_similarity(chosen, rejected_b), _similarity(rejected, chosen_b))
+        if max(straight, crossed) < THRESHOLD:
+            continue
+        if straight >= crossed:
             same.join(a, b)
-        elif _near(chosen, rejected_b) and _near(rejected, chosen_b):
+        else:
             opposite.append([a, b])
     return Matches(same.clusters(), opposite, checked, cut)
 
 
-def _near(a: Hashes, b: Hashes) -> bool:
-    """Whether two sets of shingles have a Jaccard similarity of `THRESHOLD` at least."""
+def _similarity(a: Hashes, b: Hashes) -> float:
+    """Jaccard similarity of two sets of shingles; 0 for all that must lie below `THRESHOLD`."""
     if not len(a) or not len(b):
-        return len(a) == len(b)
+        return float(len(a) == len(b))
     small, large = sorted((len(a), len(b)))
     if small < THRESHOLD * large:
-        return False
+        return 0.0
     shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared >= THRESHOLD * (len(a) + len(b) - shared)
+    return shared / (len(a) + len(b) - shared)
 
 
 @lru_cache(1 << 18)

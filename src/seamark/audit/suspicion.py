@@ -49,32 +49,36 @@ def _ranks(values: Mapping[str, float], ids: Sequence[str]) -> NDArray[np.float6
 
 
 def wrong_probability(log_odds: Mapping[str, float], share: Estimate) -> dict[str, float]:
-    """{pair id: probability that its label is wrong}, from out-of-fold log-odds that labels are as they are.
+    """{pair id: probability that its label is wrong}, from out-of-fold scores that labels are as they are.
 
-    The log-odds are first stretched by one number, so that they are calibrated for the labels as they stand (Platt's
-    scaling without an intercept: scores are antisymmetric). Then labels are taken to be turned round with one
-    probability ρ, whatever the pair (class-conditional noise): with p = P(label as it stands | pair) and
-    η = (p − ρ) / (1 − 2ρ) that of the true label, P(wrong) = ρ(1 − η) / p. As ρ is an upper estimate, so is this.
+    Labels are taken to be turned round with one probability ρ, whatever the pair (class-conditional noise). The chance
+    η = σ(a·s) that the label as it stands is the true one comes from the score s by one number a (Platt's scaling
+    without an intercept: scores are antisymmetric), which makes the labels as they stand most likely, each with
+    p = (1 − ρ)η + ρ(1 − η). Then P(wrong) = ρ(1 − η) / p. As good as ρ is: with too high a one from a weak judge, pairs
+    that the judge is unsure of get too high a probability.
 
     Args:
-        log_odds: out-of-fold scores of `latents` or `probe`.
+        log_odds: out-of-fold antisymmetric scores (`margin_crossfit`, `latents`, `probe`).
         share: ρ of the same pairs (`share.wrong_share`); empty result where it is not available or not below one half.
     """
     rho = share.value
     if rho is None or not 0 <= rho < 0.5 or not log_odds:
         return {}
     s = np.asarray(list(log_odds.values()), dtype=np.float64)
-    p = np.maximum(expit(_stretch(s) * s), 1e-12)
-    true = np.clip((p - rho) / (1 - 2 * rho), 0.0, 1.0)
-    wrong = np.clip(rho * (1 - true) / p, 0.0, 1.0)
-    return dict(zip(log_odds, wrong.tolist(), strict=True))
+    right = expit(_stretch(s, rho) * s)
+    p = np.maximum((1 - rho) * right + rho * (1 - right), 1e-12)
+    return dict(zip(log_odds, (rho * (1 - right) / p).tolist(), strict=True))
 
 
-def _stretch(scores: NDArray[np.float64]) -> float:
-    """The a ≥ 0 that makes σ(a·s) most likely, every label being as it stands."""
+def _stretch(scores: NDArray[np.float64], rho: float) -> float:
+    """The a ≥ 0 that makes the labels most likely, of which a share ρ was turned round whatever a·s says.
+
+    Without ρ in it a few sure pairs of wrong labels would hold a down, and σ(a·s) would say little of any pair.
+    """
     size = float(np.sqrt((scores**2).mean())) or 1.0
 
     def loss(a: float) -> float:
-        return float(np.logaddexp(0.0, -a * scores / size).mean())
+        right = expit(a * scores / size)
+        return -float(np.log(np.maximum((1 - rho) * right + rho * (1 - right), 1e-300)).mean())
 
     return float(minimize_scalar(loss, bounds=(0.0, 100.0), method="bounded").x) / size

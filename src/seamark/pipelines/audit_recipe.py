@@ -171,6 +171,8 @@ class AuditRecipe(WorldRecipe):
         asked = {*self.poison.methods, *self.denoise.methods, *self.detect.methods, *self.combine.signals}
         if "judge" in asked and self.judged is None:
             raise ValueError("the method judge needs `judged`: the file of `seamark audit score --method judge`")
+        if "voting" in asked and self.crossfit.repeats < 2:
+            raise ValueError("the method voting needs crossfit.repeats of 2 or more: one model has no vote")
         if self.target in self.others:
             raise ValueError(f"others holds the target group {self.target!r}")
         if self.denoise.rates and not any(kind in self.denoise.kinds for kind, _ in self.noise.all()):

@@ -176,12 +176,13 @@ class AuditRun:
         """Folders of margins by reward models that never saw a pair's prompt, by name of stage input."""
         o = self.options
         base = o.base or o.model
-        how = {**self._base(base), "training": self._training(self.recipe.threads), "folds": o.crossfit}
+        how = {**self._base(base), "folds": o.crossfit}
         made: dict[str, Path] = {}
-        for draw in range(o.voting if o.crossfit else 0):
+        for draw in range(o.voting if o.crossfit else 0):  # other folds, and another order of pairs
+            training = self._training(self.recipe.threads) | {"seed": o.seed + 1000 * draw}
             found = self.run.stages(f"crossfit-{draw}", [
-                Stage(f"crossfit/{draw}-{fold}", stages.crossfit_margins, {**how, "fold": fold, "seed": o.seed + draw},
-                      {"data": data})
+                Stage(f"crossfit/{draw}-{fold}", stages.crossfit_margins,
+                      {**how, "training": training, "fold": fold, "seed": o.seed + draw}, {"data": data})
                 for fold in range(o.crossfit)
             ], self.workers)  # fmt: skip
             made |= {f"margins_{draw}_{n}": path for n, path in enumerate(found.values())}

@@ -16,7 +16,7 @@ from seamark.audit.reliance import Reliance
 from seamark.audit.shortcuts import Shortcuts
 from seamark.pipelines import audit_report_edits as edits
 from seamark.pipelines.audit_report_price import Price
-from seamark.pipelines.audit_report_scores import NAMES, columns_of, groups_of
+from seamark.pipelines.audit_report_scores import NAMES, SAW_NONE, columns_of, groups_of
 from seamark.stats import Estimate
 
 BINS = 40
@@ -73,9 +73,11 @@ def _histogram(values: Mapping[str, float], group_of: Mapping[str, str], judge: 
 
 def breakdown_block(found: Breakdown, judge: str) -> rd.Block:
     """Where suspicious pairs come from."""
+    saw_none = judge in SAW_NONE
     columns = _columns(
         "Group", "Name", ("Pairs", "count"), ("Mean score", "signed"), ("Against the label", "share"),
-        ("Wrong, at most", "share"), ("Repeated", "count"), ("Contradicted", "count"),
+        ("Wrong, at most" if saw_none else "Wrong, if not learned", "share"), ("Repeated", "count"),
+        ("Contradicted", "count"),
     )  # fmt: skip
 
     def table(by: Any, title: str) -> rd.Table:
@@ -86,7 +88,11 @@ def breakdown_block(found: Breakdown, judge: str) -> rd.Block:
     tables = [table("group", "By group")]
     tables += [table(by, f"By {by}") for by in ("source", "category") if found.of(by)]
     after = [] if len(tables) > 1 else ["The files name no more than one source and category in each group."]
-    return rd.Block(intro=(f"Scores by {NAMES.get(judge, judge)}; below 0 they speak against the label.",),
+    intro = f"Scores by {NAMES.get(judge, judge)}; below 0 they speak against the label."
+    if not saw_none:
+        intro += (" Shares of wrong labels are too low as far as the reward model has learned the labels "
+                  "(--crossfit 5 judges by models that saw none of them).")  # fmt: skip
+    return rd.Block(intro=(intro,),
                     tables=tuple(tables), after=(*after, *found.notes))  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Found:
     def share(self) -> tuple[str, Estimate]:
         """(method, estimated share of wrong labels in the audited group) by the first judge that has one."""
         of = self.shares[self.group]
-        method = next((m for m in scoring.SHARE_JUDGES if m in of and of[m].available), scoring.JUDGES[0])
+        method = next((m for m in scoring.SHARE_JUDGES if m in of and of[m].available), "latents")
         return method, of[method]
 
 
@@ -140,12 +140,11 @@ def _checks(found: Found) -> rd.Checks:
     fvu = none("the autoencoder was given" if found.quality is None else "no text was held out")
     if quality:
         fvu = Estimate(value=quality["fvu"], n=quality["n"])
-    opposed = found.faults.ids("contradiction", "group_contradiction")
     size = found.sizes[found.group]["pairs"]
     mine = next(r for r in found.breakdown.of("group") if r.group == found.group)
     share = none("not looked for", size)
     if mine.contradictions is not None:
-        share = Estimate(value=len(opposed) and mine.contradictions / size, n=size)
+        share = Estimate(value=mine.contradictions / size, n=size)
     return failure_signs(
         group=found.group, others=found.others, above_words=above, judge=judge,
         features_agree=of.get("safer", none(found.done.no_features or "no pair could be scored")),

@@ -45,9 +45,10 @@ CHEAP = ("margin", "latents", "safer", "probe", "direction", "length", "bag_of_w
 """Methods that take one pass of the model and no retraining."""
 PROBABILITY = "p_wrong"
 RANK = "rank"
-JUDGES = ("latents", "probe")
-"""Out-of-fold log-odds; P(wrong) is made of the first from which a share of wrong labels can be estimated."""
-SHARE_JUDGES = ("margin_crossfit", *JUDGES, "bag_of_words")
+JUDGES = ("margin_crossfit", "latents", "probe")
+"""Out-of-fold antisymmetric scores; P(wrong) is made of the first from which a share of wrong labels can be estimated,
+and the breakdown of the first that there is."""
+SHARE_JUDGES = (*JUDGES, "bag_of_words")
 """Out-of-fold scores from which the share of wrong labels is estimated; the first that is available counts."""
 SAW_NONE = ("margin_crossfit", "bag_of_words")
 """Those that saw none of the labels they judge. The others read activations of a reward model that may have learned
@@ -123,7 +124,7 @@ def _shares(values: Values, pairs: Pairs, why: Mapping[str, str]) -> dict[str, E
 
 def _probabilities(values: Values, shares: Mapping[str, Estimate], pairs: Pairs) -> dict[str, float]:
     """P(wrong) of one group's pairs, by the first judge whose share is available."""
-    judge = next((m for m in JUDGES if shares[m].available), None)
+    judge = next((m for m in JUDGES if m in shares and shares[m].available), None)
     if judge is None:
         return {}
     return wrong_probability({p.id: values[judge][p.id] for p in pairs if p.id in values[judge]}, shares[judge])

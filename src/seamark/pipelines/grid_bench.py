@@ -12,7 +12,7 @@ from seamark.audit.prompts_in_common import prompt_key
 from seamark.audit.rewardbench import SECTIONS, WEIGHTS, subset_of
 from seamark.pipelines.grid_plan import Grid
 from seamark.run import read_json
-from seamark.stats import Estimate, Floats, bootstrap_matrix, cluster_codes
+from seamark.stats import Estimate, Floats, bootstrap_of_sums, cluster_codes
 from seamark.text.pairs import Pairs
 
 
@@ -45,26 +45,35 @@ def _cells(grid: Grid, arm: str, method: str, rate: float) -> dict[int, Mapping[
 
 
 class Section:
-    """The pairs of one section and what each weighs."""
+    """The pairs of one section and what each subset weighs."""
 
     def __init__(self, name: str, pairs: Pairs) -> None:
         self.name = name
         mine = [(p, subset) for p in pairs if (subset := subset_of(p.category)) in SECTIONS[name]]
         self.ids = [p.id for p, _ in mine]
         subsets = [subset for _, subset in mine]
-        self.missing = [s for s in SECTIONS[name] if s not in subsets]
+        present = [s for s in SECTIONS[name] if s in subsets]
+        self.missing = [s for s in SECTIONS[name] if s not in present]
         self._clusters = cluster_codes([prompt_key(p.prompt) for p, _ in mine])
-        total = sum(WEIGHTS[s] for s in set(subsets) if s)
-        weights = [WEIGHTS[s or ""] / subsets.count(s) / total for s in subsets]
-        self._weights: Floats = np.asarray(weights) * len(mine)  # their mean is 1
+        self._inside: Floats = np.asarray([[float(s == subset) for subset in subsets] for s in present])
+        self._weights: Floats = np.asarray([WEIGHTS[s] for s in present], dtype=np.float64)
 
     def _wins(self, margins: Mapping[str, float]) -> Floats:
-        return np.asarray([float(margins[i] > 0) for i in self.ids]) * self._weights
+        return np.asarray([float(margins[i] > 0) for i in self.ids])
 
     def _estimate(self, values: Floats) -> Estimate:
+        """Weighted mean over subsets of their means of `values` [seeds, pairs], resampling seeds and prompts."""
+        sizes = np.broadcast_to(self._inside[:, None, :], (len(self._weights), *values.shape))
+        n = len(self._weights)
+
+        def mean(sums: Floats) -> float:
+            with np.errstate(invalid="ignore"):  # a draw may leave a subset without pairs, and says nothing then
+                return float(self._weights @ (sums[:n] / sums[n:]) / self._weights.sum())
+
+        found = bootstrap_of_sums(mean, np.concatenate([sizes * values, sizes]), self._clusters, draws=2000)
         if len(values) == 1:
-            return Estimate(value=float(values.mean()), n=values.shape[1], reason=ONE_SEED)
-        return bootstrap_matrix(values, self._clusters)
+            return Estimate(value=found.value, n=found.n, reason=ONE_SEED)
+        return found
 
     def accuracy(self, cells: Mapping[int, Mapping[str, float]]) -> Estimate:
         """Weighted share of pairs with r(chosen) > r(rejected)."""
