@@ -210,7 +210,8 @@ def table(found: Mapping[str, Found]) -> Iterator[Row]:
             told = row["calibration"]
             yield {"table": f"{setup}, probability of a wrong label by the combination",
                    "noise": f"{row['noise']} {_rate(row['noise_rate'])}", "seeds": len(row["seeds"]),
-                   "Brier score": _shown(told["brier"], 1, 3), "of the share alone": _shown(told["brier_of_share"], 1, 3),
+                   "Brier score": _shown(told["brier"], 1, 3),
+                   "of the share alone": _shown(told["brier_of_share"], 1, 3),
                    "calibration error": _shown(told["ece"], 1, 3)}  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def result(**changes):
     said = {"brier": about(0.05, 0.04, 0.06), "brier_of_share": about(None, reason="no pairs"), "ece": about(0.01)}
     return {
         "recipe": {"seeds": [0, 1]}, "missing": [], "poison": poison,
-        "calibration": [{"noise": "random", "noise_rate": 0.1, "seeds": [0, 1], "calibration": said}], "denoise": denoise,
+        "calibration": [{"noise": "random", "noise_rate": 0.1, "seeds": [0, 1], "calibration": said}],
+        "denoise": denoise,
         "detection": [found | {"noise": "random", "noise_rate": rate, "method": m, "auroc": about(rate + 0.8)}
                       for rate in (0.1, 0.2) for m in ("margin", "combined")],
         "defence": [found | {"noise": "safer", "noise_rate": 0.05, "method": "combined", "auroc": about(0.91)}],
