@@ -284,7 +284,7 @@ def test_everything_at_once(audited: Finished, tmp_path: Path) -> None:
         reuse_lower_blocks=True, rewardbench=[str(bench)], noise={"random": [0.2], "safer": [0.1], "category": []},
         poison={"methods": ["safer", "random", "direction", "random_latents"], "rates": [0.1]},
         denoise={"methods": ["combined"], "rates": [0.1]}, crossfit={"folds": 2, "repeats": 2},
-        combine={"signals": ["latents", "margin"]}, detect={"methods": ["margin_crossfit", "voting"]},
+        combine={"signals": ["latents", "margin"], "kind": "safer"}, detect={"methods": ["margin_crossfit", "voting"]},
         ablations={"count": [2], "k": [2], "positions": ["last"], "normalization": ["paper"]},
     )  # fmt: skip
     folder, result = run_audit(checked(data))
@@ -308,6 +308,8 @@ def test_everything_at_once(audited: Finished, tmp_path: Path) -> None:
         assert set(extra["wrong"]) < set(extra["ids"])
         assert not set(extra["ids"]) & set(rest["ids"])
         assert len(extra["wrong"]) >= 20
+        sure = PairScores.load(folder / "noisy-random-0.2-0" / "scores" / "safer" / "scores.json").values
+        assert min(sure[i] for i in extra["wrong"]) >= max(sure[i] for i in set(extra["ids"]) - set(extra["wrong"]))
     intervals = [e["D"] for e in result["poison"]["effects"]] + [d["auroc"] for d in result["detection"]]
     assert all(e["low"] is None and e["reason"] for e in intervals)
     assert any("one seed only" in note for note in result["notes"])

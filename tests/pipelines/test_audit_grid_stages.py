@@ -65,3 +65,26 @@ def test_the_two_halves_of_a_combination_stand_in_one_ranking(tmp_path: Path, si
         assert learned["a"]["wrong_before"] == told["share"]["value"] == pytest.approx(PRIOR, abs=0.05)
         assert means[0] == pytest.approx(told["share"]["value"], rel=1e-6)
         assert sorted(values, key=lambda i: values[i]) == sorted(told["wrong"], key=lambda i: -told["wrong"][i])
+
+
+def test_further_flips_are_drawn_or_those_a_score_is_surest_of(tmp_path: Path) -> None:
+    pairs = Pairs(tuple(PreferencePair(f"p{i}", "safety", f"prompt {i}", f"yes {i}", f"no {i}") for i in range(300)))
+    data = tmp_path / "data"
+    data.mkdir()
+    pairs.to_jsonl(data / stages.TRAIN)
+    sure = {f"p{i}": float(i % 97) for i in range(300)}
+    (tmp_path / "scores").mkdir()
+    PairScores(method="safer", values=sure).save(tmp_path / "scores" / stages.SCORES)
+    flipped = {}
+    for name, scores in (("drawn", None), ("surest", tmp_path / "scores")):
+        out = tmp_path / name
+        out.mkdir()
+        grid_stages.flip_more(out, data, scores, half="a", rate=0.2, group="safety", seed=0)
+        told = read_json(out / grid_stages.EXTRA)
+        flipped[name] = set(told["wrong"])
+        assert len(flipped[name]) == round(0.2 * len(told["ids"]))
+        now = {p.id: p.chosen for p in Pairs.from_jsonl(out / stages.TRAIN)}
+        assert {p.id for p in pairs if now[p.id] != p.chosen} == flipped[name] < set(told["ids"])
+    rest = set(told["ids"]) - flipped["surest"]
+    assert min(sure[i] for i in flipped["surest"]) >= max(sure[i] for i in rest)
+    assert min(sure[i] for i in flipped["drawn"]) < 60

@@ -100,6 +100,9 @@ class CombinePart(Part):
 
     extra: Rate = 0.1
     """Share of a half's pairs that is flipped besides (20 at least)."""
+    kind: Literal["random", "safer", "margin"] = "random"
+    """Which ones: drawn, or those that this score of the world itself is surest of. Flips of the kind that is feared
+    teach what finds that kind."""
     signals: list[str] = Field(default_factory=lambda: ["safer", "margin", "latents", "direction"], min_length=1)
 
     @field_validator("signals")
@@ -196,7 +199,7 @@ class AuditRecipe(WorldRecipe):
         else:
             asked = [*self.detect.methods, *(self.denoise.methods if kind in self.denoise.kinds else [])]
         if COMBINED in asked:
-            asked += self.combine.signals
+            asked += [*self.combine.signals, *([self.combine.kind] if kind and self.combine.kind != "random" else [])]
         if self.ablations.all():
             asked.append("safer")  # what changed settings are compared with
         return list(dict.fromkeys(asked))

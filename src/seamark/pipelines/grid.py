@@ -160,11 +160,7 @@ class GridRun(WorldBuilder[AuditRecipe]):
         """What makes the labels of a world wrong; None for clean ones, and where what it needs is not there."""
         r, grid = self.recipe, self.grid
         if world.half:
-            if (data := grid.data_of.get(world.parent)) is None:
-                return None
-            return Stage(f"{world.name}/data", grid_stages.flip_more, {
-                "half": world.half, "rate": r.combine.extra, "group": r.target, "seed": world.seed,
-            }, {"data": data})  # fmt: skip
+            return self._further_flips(world)
         if world.kind is None or grid.data is None:
             return None
         inputs = {"data": grid.data}
@@ -176,6 +172,21 @@ class GridRun(WorldBuilder[AuditRecipe]):
         return Stage(f"{world.name}/data", grid_stages.flip_labels, {
             "kind": world.kind, "rate": world.rate, "group": r.target, "seed": world.seed,
             "category": r.noise.named if world.kind == "category" else None,
+        }, inputs)  # fmt: skip
+
+    def _further_flips(self, world: WorldPlan) -> Stage | None:
+        """More wrong labels in half of a world: drawn, or those that its own scores are surest of."""
+        r, grid = self.recipe, self.grid
+        if (data := grid.data_of.get(world.parent)) is None:
+            return None
+        inputs = {"data": data}
+        if r.combine.kind != "random":
+            scores = grid.scores.get(world.parent, {}).get(r.combine.kind)
+            if scores is None:
+                return None
+            inputs["scores"] = scores
+        return Stage(f"{world.name}/data", grid_stages.flip_more, {
+            "half": world.half, "rate": r.combine.extra, "group": r.target, "seed": world.seed,
         }, inputs)  # fmt: skip
 
     def _how(self, world: WorldPlan, **changes: Any) -> Settings:
@@ -271,7 +282,7 @@ class GridRun(WorldBuilder[AuditRecipe]):
                           "half_b": grid.data_of[places["b"]], **scores}  # fmt: skip
                 arguments = {"signals": signals, "group": self.recipe.target}
                 planned[w.name] = Stage(f"{w.name}/scores/{COMBINED}", grid_stages.combine_scores, arguments, inputs,
-                                        version=2)  # fmt: skip
+                                        version=3)  # fmt: skip
             else:
                 grid.missing.append(f"{w.name}/scores/{COMBINED}")
         done = self._do("combination", planned.values())

@@ -51,15 +51,18 @@ def flip_labels(
     write_edit(edit, folder / "edit")
 
 
-def flip_more(folder: Path, data: Path, *, half: str, rate: float, group: str, seed: int) -> None:
+def flip_more(
+    folder: Path, data: Path, scores: Path | None = None, *, half: str, rate: float, group: str, seed: int
+) -> None:
     """More wrong labels in one half of a group's prompts: what a combination of scores learns from.
 
     Which half a prompt is in depends on its hash alone, so that both halves stay apart in every world. As many labels
-    are flipped as the rate says, but no fewer than learning takes.
+    are flipped as the rate says, but no fewer than learning takes: drawn ones, or with `scores` the surest.
     """
     pairs = Pairs.from_jsonl(data / TRAIN)
     mine = [p.id for p in pairs.group(group) if half_of(p) == half]
-    order = sorted(mine, key=lambda i: (hash_unit(f"extra:{half}:{i}", seed), i))
+    sure = PairScores.load(scores / SCORES).values if scores else {}
+    order = sorted(mine, key=lambda i: (-sure.get(i, 0.0), hash_unit(f"extra:{half}:{i}", seed), i))
     wrong = frozenset(order[: max(edit_count(rate, len(mine)), MIN_LABELS)])
     pairs.with_items(p.flipped() if p.id in wrong else p for p in pairs).to_jsonl(folder / TRAIN)
     write_json(folder / EXTRA, {"ids": mine, "wrong": sorted(wrong)})
