@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,69 @@ def test_manifest_that_does_not_fit_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="version 1"):
         undo_file(other, manifest, out)
     assert not out.exists()
+
+
+def test_a_group_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
+    pairs = Fake().pairs()
+    edited, manifest = write_edit(poison(pairs, scores_for(pairs), 0.2), tmp_path)
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    with pytest.raises(DataError, match=r"no pairs in group 'safty'.*chat, safety"):
+        undo_file(edited, manifest, out, group="safty")
+    assert out.read_text() == "mine"
+
+
+def _without_id(plan: dict[str, Any]) -> None:
+    del plan["removed"][0]["row"]["id"]
+
+
+TAMPERED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "layout index": ("layout that is not there", lambda m: m["rows"][0].__setitem__(2, 99)),
+    "negative index": ("layout that is not there", lambda m: m["rows"][0].__setitem__(2, -1)),
+    "no id": ("removed row has no id", _without_id),
+    "unknown flipped": ("not in `rows`", lambda m: m.update(flipped=["zzz"])),
+    "a row twice": ("more than once", lambda m: m["rows"].append(m["rows"][0])),
+    "layouts": ("does not fit the row", lambda m: m.update(layouts=[["id", "prompt"]] * 2)),
+    "a column dropped": ("does not fit the row", lambda m: m["layouts"][0].remove("note")),
+    "layouts exchanged": ("does not fit the row", lambda m: m["layouts"].reverse()),
+    "order": ("not the pairs it was written for", lambda m: m["rows"].reverse()),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_a_manifest_that_was_changed_is_refused(case: str, tmp_path: Path) -> None:
+    problem, change = TAMPERED[case]
+    pairs = Fake().pairs()
+    edited, manifest = write_edit(denoise(pairs, scores_for(pairs), 0.4), tmp_path)
+    plan = json.loads(manifest.read_text())
+    change(plan)
+    manifest.write_text(json.dumps(plan))
+    with pytest.raises(FormatError, match=problem):
+        undo_file(edited, manifest, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("odd", ["[" * 100_000, '{"id": ' + "9" * 5000 + "}"], ids=["deep", "number"])
+def test_json_that_cannot_be_read_is_one_line(odd: str, tmp_path: Path) -> None:
+    pairs = Fake().pairs()
+    edited, manifest = write_edit(denoise(pairs, scores_for(pairs), 0.4), tmp_path)
+    (tmp_path / "odd.json").write_text(odd)
+    for files in ((tmp_path / "odd.json", manifest), (edited, tmp_path / "odd.json")):
+        with pytest.raises(FormatError, match=r"odd\.json.*number too long, or nested too deeply"):
+            undo_file(*files)
+
+
+def test_the_manifest_of_a_stage_names_the_one_to_give(tmp_path: Path) -> None:
+    pairs = Fake().pairs()
+    edited, manifest = write_edit(
+        denoise(pairs, scores_for(pairs), 0.4), tmp_path, "clean.jsonl", "clean-manifest.json"
+    )
+    (tmp_path / "manifest.json").write_text('{"schema_version": 1, "key": "k", "stage": "edits"}')
+    with pytest.raises(FormatError, match=r"not the manifest of an edit.*clean-manifest\.json for clean\.jsonl"):
+        undo_file(edited, tmp_path / "manifest.json")
+    edited.write_text("")
+    with pytest.raises(FormatError, match=r"does not fit.*clean-manifest\.json for clean\.jsonl"):
+        undo_file(edited, manifest)
 
 
 def test_manifest_round_trip_and_strictness(tmp_path: Path) -> None:

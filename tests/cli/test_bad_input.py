@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from seamark.audit import inject_noise, write_edit
 from seamark.run import Run
+from seamark.text.pairs import Pairs, PreferencePair
 from tiny_run import Place, call, seamark, the_error
 
 ONE_CELL = {"seeds": [0], "poison__rates": [], "denoise__rates": []}
@@ -162,6 +164,18 @@ def test_files_that_are_not_there(
     monkeypatch.chdir(tmp_path)
     assert re.search(problem, the_error(*call(*arguments)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_undo_of_a_group_that_is_not_there(tmp_path: Path) -> None:
+    pairs = Pairs(tuple(PreferencePair(f"p{i}", "safety", "q", f"a{i}", f"b{i}") for i in range(4)))
+    files = write_edit(inject_noise(pairs, 0.5), tmp_path)
+    out = tmp_path / "again.jsonl"
+    error = the_error(*call("audit", "undo", *files, "--group", "safty", "--out", out))
+    assert re.search(r"no pairs in group 'safty'.*The groups are: safety", error)
+    assert not out.exists()
+    (tmp_path / "stage.json").write_text('{"schema_version": 1, "stage": "edits"}')
+    error = the_error(*call("audit", "undo", files[0], tmp_path / "stage.json", "--out", out))
+    assert "clean-manifest.json for clean.jsonl" in error
 
 
 @pytest.mark.parametrize(("rate", "problem"), [

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,8 +17,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seamark.audit.editing import undo_file
+from seamark.cli.reports import result_rows
+from seamark.errors import ConfigError
 from seamark.pipelines import audit_report_scores
-from seamark.pipelines.audit_report_page import _share_line
+from seamark.pipelines.audit_report_page import Found, _share_line
 from seamark.pipelines.evidence import CONTEXTS
 from seamark.sae import SAEConfig, SparseAutoencoder
 from seamark.stats import Estimate
@@ -205,8 +206,7 @@ def test_the_page_is_inert_and_says_what_is_missing(audit: Audit) -> None:
     assert {c["holds"] for c in checks if "flips" in c["name"]} == {None}
     assert any(c["holds"] is not None for c in checks)
     (opposed,) = (c for c in checks if "contradict" in c["name"])
-    safety = next(r for r in audit.result["breakdown"]["rows"] if (r["by"], r["group"]) == ("group", "safety"))
-    assert opposed["value"]["value"] == pytest.approx(safety["contradictions"] / safety["n"])
+    assert opposed["value"]["value"] == pytest.approx(len(CONTRADICTORY) / audit.result["pairs"]["safety"])
     (words,) = (c for c in checks if "than words" in c["name"])
     assert "Measured by `latents`" in words["note"]  # the margins were taught these labels
     assert words["value"]["low"] <= words["value"]["value"] <= words["value"]["high"]
@@ -366,6 +366,9 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(audit: Audit, rewa
         ("--base", [*files, "--model", reward, "--crossfit=3"]),
         ("--sae", [*files, "--model", reward, "--features", audit.out / "features" / "features.json"]),
         ("harmless", [*files, "--model", reward, "--group=harmless"]),
+        ("crossfit: with one fold", [*base, "--crossfit=1"]),
+        ("voting: votes are of cross-fitted models", [*base, "--voting=3"]),
+        ("seed: input should be greater than or equal to 0", [*base, "--seed=-1"]),
         ("remove", [*files, "--model", reward, "--remove=1.5"]),
         ("--pairs", ["--model", reward]),
         ("judge.llm", [*files, "--model", reward, "--judge.pairs=7"]),
@@ -446,19 +449,45 @@ def test_another_dimension_and_some_of_the_pairs(audit: Audit, reward: str, tmp_
 
 
 def test_a_judge_that_may_have_learned_the_labels_is_no_upper_estimate():
-    share, words = Estimate(value=0.08, low=0.05, high=0.12, n=300), Estimate(value=0.17, low=0.1, high=0.2, n=300)
-
-    def line(method, estimate, **others):
-        found = SimpleNamespace(
-            group="safety", share=(method, estimate), shares={"safety": {method: estimate} | others}
-        )
+    def line(**shares):
+        found = Found.__new__(Found)
+        found.group, found.shares = "safety", {"safety": shares}
         return _share_line(found)
 
-    assert "Up to 17.0" in line("bag_of_words", words)
-    assert "upper estimate" in line("margin_crossfit", share)
-    told = line("latents", share, bag_of_words=words)
+    low, mid, high = (Estimate(value=v, low=v - 0.01, high=v + 0.03, n=300) for v in (0.012, 0.08, 0.17))
+    none = Estimate.not_available("few")
+    assert "Up to 17.0" in line(bag_of_words=high, latents=none)
+    assert "upper estimate" in line(margin_crossfit=mid, latents=low, bag_of_words=none)
+    assert "Up to 1.2" in line(margin_crossfit=mid, latents=high, bag_of_words=low), "the lowest bound is the sharpest"
+    assert "Up to 17.0" in line(latents=mid, bag_of_words=high), "latents may have learned what is wrong"
+    told = line(latents=mid, probe=low, bag_of_words=none)
     assert "Up to" not in told
+    assert "About 8.0" in told
     assert "too low as far as the reward model has learned wrong labels" in told
-    assert "at most 17.0" in told
-    assert "at most" not in line("latents", share, bag_of_words=Estimate.not_available("chance"))
-    assert "could not be estimated: few" in line("latents", Estimate.not_available("few"))
+    assert "could not be estimated: few" in line(latents=none, probe=none, bag_of_words=none)
+
+
+def test_the_command_says_at_most_only_where_a_judge_saw_no_label():
+    share = {"value": 0.1, "low": 0.08, "high": 0.12, "n": 300}
+    shares = dict.fromkeys(("margin_crossfit", "latents", "probe", "bag_of_words"), share)
+    result = {"pairs": {}, "wrong_share": {"safety": shares}, "faults": {}, "failure_signs": [], "files": {},
+              "edits": {"edited": 1}}  # fmt: skip
+    bounds = {name for name, _ in result_rows(result) if "at most" in name}
+    assert bounds == {f"wrong labels in safety, at most ({m})" for m in ("margin_crossfit", "bag_of_words")}
+    assert "wrong labels in safety, if not learned (latents)" in dict(result_rows(result))
+
+
+def test_the_pairs_of_the_recipe_count_where_none_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def noted(_: Any, options: Any, *__: Any) -> None:
+        asked.append(options.pairs)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("seamark.pipelines.audit_report.run_audit", noted)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"recipe": "safer", "data": {"pairs": {"safety": "a.jsonl", "chat": ["b.jsonl"]}}}))
+    common = ("audit", "report", "--model", "m", "--out", tmp_path / "out", "--config", recipe)
+    for more in ((), ("--pairs=safety=c.jsonl",)):
+        assert "enough" in the_error(*call(*common, *more))
+    assert asked == [{"safety": ["a.jsonl"], "chat": ["b.jsonl"]}, {"safety": ["c.jsonl"]}]

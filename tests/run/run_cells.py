@@ -81,6 +81,11 @@ def fails(folder: Path, *, kind: str) -> None:
     raise KeyError(kind)
 
 
+def slow_then_fails(folder: Path, *, seconds: float) -> None:
+    time.sleep(seconds)
+    raise KeyError("slow")
+
+
 def too_big(folder: Path, *, writer: str) -> None:
     """Write 400 kB as one of the libraries does that write Seamark's files."""
     import numpy as np

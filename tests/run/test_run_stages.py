@@ -269,6 +269,35 @@ def test_time_of_finished_cells_counts_when_the_rest_is_done_later(tmp_path):
         assert 100 <= run.timings["all"]["seconds"] < 110
 
 
+def test_time_of_attempts_that_were_cut_counts(tmp_path):
+    """One that raised is timed; of one that was killed the last file it wrote tells how far it came."""
+    stage = cells.counting_stage(steps=2)
+    part = tmp_path / ".partial" / "count"
+    (part / "parts").mkdir(parents=True)
+    (part / ".key").write_text(stage.key())
+    write_json(part / ".attempts.json", {"seconds": 30.0, "since": 1000.5})
+    write_json(part / "parts" / "0.json", {"step": 0, "square": 0})
+    for path, at in ((part / "parts" / "0.json", 1070.5), (part / "parts", 1060), (part / ".attempts.json", 1000.5)):
+        os.utime(path, (at, at))
+    os.utime(part / ".key", (900, 900))
+    with Run(tmp_path) as run:
+        run.stage(stage)
+        assert 100 <= run.timings["count"]["seconds"] < 110
+    manifest = read_json(tmp_path / "count" / MANIFEST)
+    assert 100 <= manifest["seconds"] < 110
+    assert sorted(manifest["outputs"]) == ["parts/0.json", "parts/1.json", "total.json"]
+
+
+def test_time_of_an_attempt_that_raised_counts(tmp_path):
+    stage = Stage("slow", cells.slow_then_fails, {"seconds": 0.3})
+    for attempt in (1, 2):
+        with Run(tmp_path) as run, pytest.raises(KeyError):
+            run.stage(stage)
+        noted = read_json(tmp_path / ".partial" / "slow" / ".attempts.json")
+        assert noted["seconds"] >= 0.3 * attempt
+        assert noted["since"] is None
+
+
 def test_measure_records_time_and_memory(tmp_path):
     with Run(tmp_path) as run, run.measure("work"):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -461,3 +462,59 @@ def test_row_numbers_of_files(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n{}\n\nx\n")
     assert [r.number for r in read_rows(path)] == [2, 4]
+
+
+OWN = {"source": "s", "category": "c"}
+
+
+def test_a_file_of_several_groups_counts_in_each_only_its_own_rows(tmp_path: Path) -> None:
+    """Groups may share a file; what is of another group that is read from it too is no refused row."""
+    own = [{**r, **OWN, "id": f"p{i}", "group": ("safety", "chat", "code")[i % 3]} for i, r in enumerate(ROWS)]
+    path = write_jsonl(tmp_path / "clean.jsonl", [*own, "no JSON"])
+    both = read_pairs(safety=path, chat=path)
+    assert {g: both.group(g).ids for g in both.groups} == {"safety": ["p0", "p3"], "chat": ["p1"]}
+    told = [(b.group, b.row, b.reason.split(" (")[0]) for b in both.rejected]
+    assert told == [(g, row, why) for g in ("safety", "chat")
+                    for row, why in ((3, "its column group names another group"), (5, "not valid JSON"))]  # fmt: skip
+
+
+def test_a_column_group_of_the_users_own_is_named(tmp_path: Path) -> None:
+    rows = [{**ROWS[i % 4], **OWN, "id": f"p{i}", "group": f"annotators {i % 7}", "prompt": f"Q{i}"} for i in range(12)]
+    rows[0]["group"] = SECRET * 9
+    path = write_jsonl(tmp_path / "own.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        read_pairs(safety=path)
+    said = str(caught.value)
+    assert "the column `group` of 12 rows says annotators 1, annotators 2" in said
+    assert "drop or rename the column `group`" in said
+    assert SECRET not in said
+    assert len(read_pairs({"annotators 1": path})) == 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "list.json", "data.json", "lines.json"])
+def test_a_key_that_stands_twice_costs_its_row(tmp_path: Path, name: str) -> None:
+    """Which of the two texts is the chosen one, nobody knows."""
+    twice = '{"prompt": "q", "chosen": "a", "rejected": "b", "chosen": "c"}'
+    chat = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
+    inside = json.dumps(chat).replace('"content": "a"', '"content": "a", "content": "c"')
+    texts = [twice, json.dumps(ROWS[0]), inside, json.dumps(ROWS[1])]
+    listed = {"list": "[{}]", "data": '{{"data": [{}]}}'}.get(name.split(".")[0])
+    (tmp_path / name).write_text(listed.format(", ".join(texts)) if listed else "\n".join(texts), encoding="utf-8")
+    pairs = read_pairs(safety=tmp_path / name)
+    assert [p.prompt for p in pairs] == ["Question 0?", "Question 1?"]
+    assert [(b.row, b.reason) for b in pairs.rejected] == [(n, "a key stands twice in one JSON object") for n in (1, 3)]
+
+
+@pytest.mark.parametrize("text", ['{"data": [1], "data": [2]}', '{"chosen": "a", "rejected": "b", "chosen": "c"}'])
+def test_a_json_file_that_is_one_object_with_a_key_twice(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="1 × a key stands twice in one JSON object"):
+        read_pairs(safety=tmp_path / "a.json")
+
+
+def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    pairs = read_pairs(safety=write_jsonl(path, [ROWS[0], "no JSON"]))
+    write_rejected(pairs, tmp_path / "rejected.jsonl")
+    (line,) = (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["file"] == str(path)

@@ -9,6 +9,7 @@ order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from math import isfinite
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from seamark.audit import rows as file_rows
-from seamark.audit.manifest import EditManifest, RemovedRow, RowMark
+from seamark.audit.manifest import WHICH_ONE, EditManifest, RemovedRow, RowMark
 from seamark.errors import ConfigError, DataError, FormatError
 from seamark.run import write_atomic
 from seamark.text.pairs import Pairs, PreferencePair, hash_unit
@@ -194,11 +195,13 @@ def _file_rows(edit: Edit) -> Iterator[dict[str, Any]]:
     """The rows of the edited file, all with the same columns."""
     plan = edit.manifest
     wrapped = {mark.id for mark in plan.rows if plan.layouts[mark.layout] is None}
-    # What was flipped stands in `raw` as a row of the file already.
-    to_wrap = wrapped - set(plan.flipped)
+    flipped = set(plan.flipped)
     for pair in edit.pairs:
         read = edit.pairs.raw.get(pair.id)
-        row, _ = file_rows.to_file_row(pair, read, wrap=pair.id in to_wrap)
+        if read is not None and pair.id in flipped:
+            row = dict(read)  # what was flipped stands in `raw` as a row of the file already
+        else:
+            row, _ = file_rows.to_file_row(pair, read, wrap=pair.id in wrapped)
         yield file_rows.evened(row, wrapped_beside=edit.even and bool(wrapped))
 
 
@@ -216,7 +219,8 @@ def undo(edited: Pairs, manifest: EditManifest) -> Pairs:
     raw: dict[str, Mapping[str, Any]] = {}
     for mark in manifest.rows:
         if mark.id in removed:
-            items.append(file_rows.to_pair(removed[mark.id]))
+            with _fitting(mark, "the manifest"):
+                items.append(file_rows.to_pair(removed[mark.id]))
             read: Mapping[str, Any] | None = removed[mark.id]
         else:
             items.append(by_id[mark.id].flipped() if mark.id in flipped else by_id[mark.id])
@@ -226,7 +230,8 @@ def undo(edited: Pairs, manifest: EditManifest) -> Pairs:
         if read is not None:
             # Rows that were not edited may still be as first read: then there is nothing to take off.
             is_file_row = file_rows.row_digest(read) == mark.digest
-            raw[mark.id] = file_rows.from_file_row(read, manifest.layouts[mark.layout]) if is_file_row else read
+            with _fitting(mark, "the manifest"):
+                raw[mark.id] = file_rows.from_file_row(read, manifest.layouts[mark.layout]) if is_file_row else read
     original = replace(edited, items=tuple(items), raw=raw)
     if original.fingerprint() != manifest.fingerprint:
         raise FormatError("the pairs differ from those the manifest was written for",
@@ -240,20 +245,26 @@ def undo_file(
     """The original rows of an edited file, field for field and in order; written to `out` (JSONL) when given.
 
     Works from the two files alone; the edited one may have been reordered. `group` gives back only that
-    group's rows, for data that were read from one file per group.
+    group's rows, for data that were read from one file per group. What reading left out was never in the edited
+    file and does not come back: exact duplicates, and rows that are no pair (`Pairs.rejected` names both).
 
     Raises:
-        FormatError: the files do not belong together, or a row was changed since; nothing is written.
+        FormatError: the files do not belong together, or one was changed since.
+        DataError: no rows of `group`. In each case nothing is written.
     """
     plan = EditManifest.load(Path(manifest))
-    rows = _original_rows(Path(edited), plan)
+    rows = _original_rows(Path(edited), plan, Path(manifest))
+    groups = list(dict.fromkeys(str(file_row["group"]) for file_row, _ in rows))
+    if group is not None and group not in groups:
+        raise DataError(f"no pairs in group {group!r}", where=str(edited),
+                        fix=f"The groups are: {', '.join(groups)}")  # fmt: skip
     chosen = [original for file_row, original in rows if group is None or file_row["group"] == group]
     if out is not None:
         write_atomic(Path(out), file_rows.to_jsonl(chosen))
     return chosen
 
 
-def _original_rows(path: Path, plan: EditManifest) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _original_rows(path: Path, plan: EditManifest, manifest: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(unedited file row, original row) of every original row, in order."""
     found = list(file_rows.read_jsonl(path))
     _check_ids([file_rows.row_id(row) for row in found], plan, str(path))
@@ -270,7 +281,27 @@ def _original_rows(path: Path, plan: EditManifest) -> list[tuple[dict[str, Any],
                 where=f"{path}, row with id {mark.id!r}",
                 fix="Undo needs the rows of the edited file unchanged, though in any order",
             )
-    return [(by_id[m.id], file_rows.from_file_row(by_id[m.id], plan.layouts[m.layout])) for m in plan.rows]
+    pairs: list[PreferencePair] = []
+    found_rows: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for mark in plan.rows:
+        row = by_id[mark.id]
+        with _fitting(mark, str(manifest)):
+            pairs.append(file_rows.to_pair(row))
+            found_rows.append((row, file_rows.from_file_row(row, plan.layouts[mark.layout])))
+    if Pairs(tuple(pairs)).fingerprint() != plan.fingerprint:
+        raise FormatError("the rows it gives back are not the pairs it was written for", where=str(manifest),
+                          fix="Undo needs the manifest unchanged")  # fmt: skip
+    return found_rows
+
+
+@contextmanager
+def _fitting(mark: RowMark, where: str) -> Iterator[None]:
+    """Errors of taking a row apart as its manifest says are errors of the manifest."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise FormatError(f"the manifest does not fit the row with id {mark.id!r}", where=where,
+                          fix=WHICH_ONE) from None  # fmt: skip
 
 
 def _check_ids(found: Sequence[str | None], plan: EditManifest, where: str) -> None:
@@ -288,4 +319,4 @@ def _check_ids(found: Sequence[str | None], plan: EditManifest, where: str) -> N
     else:
         problem = "some ids occur more than once"
     raise FormatError(f"the manifest does not fit: {problem}", where=where,
-                      fix="Give the manifest.json written beside this file")  # fmt: skip
+                      fix=WHICH_ONE)  # fmt: skip

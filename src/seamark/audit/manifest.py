@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from seamark.audit.rows import dumps
+from seamark.audit.rows import dumps, row_id
 from seamark.errors import FormatError
 from seamark.run import read_json
 
 SCHEMA: Literal[1] = 1
+WHICH_ONE = (
+    "Give the manifest written with the edited file: clean-manifest.json for clean.jsonl and flipped-manifest.json for "
+    "flipped.jsonl of an audit, manifest.json for edited.jsonl of `audit poison` and `audit denoise`"
+)
 
 
 class RowMark(NamedTuple):
@@ -32,6 +36,13 @@ class RemovedRow(BaseModel):
 
     index: int
     row: dict[str, Any]
+
+    @field_validator("row")
+    @classmethod
+    def _has_an_id(cls, row: dict[str, Any]) -> dict[str, Any]:
+        if row_id(row) is None:
+            raise ValueError("a removed row has no id")
+        return row
 
     @property
     def id(self) -> str:
@@ -65,6 +76,19 @@ class EditManifest(BaseModel):
     rows: tuple[RowMark, ...]
     """The original rows, in order."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> EditManifest:
+        """What undo looks up is there: rows, once each, and their layouts."""
+        ids = {mark.id for mark in self.rows}
+        removed = {r.id for r in self.removed}
+        if len(ids) < len(self.rows):
+            raise ValueError("an id occurs more than once in `rows`")
+        if not all(0 <= mark.layout < len(self.layouts) for mark in self.rows):
+            raise ValueError("a row has a layout that is not there")
+        if not removed <= ids or not set(self.flipped) <= ids - removed:
+            raise ValueError("an edited id is not in `rows`, or both flipped and removed")
+        return self
+
     @property
     def edited_ids(self) -> tuple[str, ...]:
         """Ids flipped or removed."""
@@ -77,15 +101,28 @@ class EditManifest(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> EditManifest:
-        """Read `manifest.json`. Raises `FormatError` on a foreign file or a newer schema."""
-        data = read_json(path)
+        """Read the manifest of an edited file.
+
+        Raises:
+            FormatError: a foreign file (a stage's manifest, say), a newer schema, or parts that do not fit together.
+            RunError: a file that is missing or not JSON.
+        """
+        try:
+            data = read_json(path)
+        except (ValueError, RecursionError):
+            raise FormatError("not readable as JSON (a number too long, or nested too deeply)", where=str(path),
+                              fix=WHICH_ONE) from None  # fmt: skip
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA:
             what = f"not an edit manifest of version {SCHEMA} (found {version!r})"
-            raise FormatError(what, where=str(path), fix="Give the manifest.json written beside the edited file")
+            raise FormatError(what, where=str(path), fix=WHICH_ONE)
+        if "layouts" not in data:
+            raise FormatError("not the manifest of an edit", where=str(path), fix=WHICH_ONE)
         try:
             return cls.model_validate(data)
         except ValidationError as e:
             first = e.errors()[0]
-            where = f"{path}, key {'.'.join(map(str, first['loc']))}"
-            raise FormatError(f"broken edit manifest: {first['msg']}", where=where) from None
+            key = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ")
+            raise FormatError(f"broken edit manifest: {message}", where=f"{path}, key {key}" if key else str(path),
+                              fix="Give it as it was written") from None  # fmt: skip

@@ -120,6 +120,8 @@ class TokenText(Section):
     """What the unit is called where a value is shown; sums over features are not in units of one Q_f."""
     ends: tuple[int, ...] | None = None
     """Where values were read at clause ends only, those positions: a clause takes its end's shade."""
+    note: str = ""
+    """What of the text the model did not read, and is not shown."""
 
 
 class Context(Section):

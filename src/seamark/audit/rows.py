@@ -1,16 +1,19 @@
 """Rows of an edited file: what a pair looks like in it, and how the row that was read comes back out of it.
 
-An edited file must load anywhere, so every row has `id`, `group`, `prompt`, `chosen` and `rejected` as
-plain fields. A row that was read in that shape keeps all its other fields beside them ("direct"). A row
-read from another shape (other column names, a prompt inside both answers) would carry its old label along
-beside the new one; it is kept as one JSON string in `original` instead ("wrapped"). Readers of JSON lines take a file's
-columns from its first rows, so an "even" file wraps all of its rows where one has to be, or where columns differ.
+An edited file must load anywhere, so every row has `id`, `group`, `prompt`, `chosen`, `rejected`, `source` and
+`category` as plain fields; a row with all of these is known to be Seamark's own, and its group is believed. A row that
+was read in that shape keeps all its other fields beside them ("direct"). A row read from another shape (other column
+names, a prompt inside both answers) would carry its old label along beside the new one; it is kept as one JSON string
+in `original` instead ("wrapped"), and so is a row that JSON readers refuse (nested too deeply, half a surrogate pair).
+Readers of JSON lines take a file's columns from its first rows, so an "even" file wraps all of its rows where one has
+to be, or where columns differ.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,27 +26,33 @@ Row = dict[str, Any]
 ORIGINAL = "original"
 _LABELS = ("prompt", "chosen", "rejected")
 _OPTIONAL = ("source", "category")
-_OWN = ("id", "group", *_LABELS, *_OPTIONAL)
+OWN = ("id", "group", *_LABELS, *_OPTIONAL)
+_MOST_LEVELS = 32
+"""Of nesting in a plain field; Arrow refuses more than 64."""
+_INT64 = range(-(2**63), 2**63)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d.{0,30}")
+"""Arrow reads strings of this form as times, where all of them are."""
 
 
 def to_file_row(
     pair: PreferencePair, read: Mapping[str, Any] | None, *, wrap: bool = False
 ) -> tuple[Row, tuple[str, ...] | None]:
     """The row of an edited file for `pair`, and the keys of the row as read (None: it is wrapped in
-    `original`). With `wrap` it is wrapped whatever its shape.
+    `original`). With `wrap` it is wrapped whatever its shape. All rows have a source and a category, if
+    empty: without them `read_pairs` would take the row for one of whatever group it is asked to read.
     """
     plain = pair.to_row()
     if read is None:
         return plain, tuple(plain)
     raw = json.loads(dumps(read))  # dates and the like (Parquet) become the text they will be in the file
-    if not wrap and _is_direct(raw, plain):
-        needed = {k: v for k, v in plain.items() if k not in raw and (v != "" or k not in _OPTIONAL)}
-        return {**raw, **needed}, tuple(raw)
+    if not wrap and _is_direct(raw, plain) and _is_readable(raw):
+        return {**raw, **{k: v for k, v in plain.items() if k not in raw}}, tuple(raw)
     return {**plain, ORIGINAL: dumps(raw)}, None
 
 
 def uneven_columns(rows: Iterable[Mapping[str, Any] | None]) -> frozenset[str]:
-    """Columns that not all rows have, or not all in one type (null fits any).
+    """Columns that not all rows have, or not all in one type. Null is a type of its own: a column that begins with
+    nulls is taken for one of nulls alone.
 
     Args:
         rows: as they were read; None: a row with a pair's own fields alone.
@@ -51,12 +60,11 @@ def uneven_columns(rows: Iterable[Mapping[str, Any] | None]) -> frozenset[str]:
     n, have, kinds = 0, Counter[str](), dict[str, set[str]]()
     for row in rows:
         n += 1
-        columns: Mapping[str, Any] = dict.fromkeys(_OWN, "") if row is None else row
+        columns: Mapping[str, Any] = dict.fromkeys(OWN, "") if row is None else row
         have.update(columns.keys())
         for key, value in columns.items():
-            if value is not None:
-                kinds.setdefault(key, set()).add(_kind(value))
-    return frozenset(key for key, count in have.items() if count < n or len(kinds.get(key, ())) > 1)
+            kinds.setdefault(key, set()).add(_kind(value))
+    return frozenset(key for key, count in have.items() if count < n or len(kinds[key]) > 1)
 
 
 def needs_wrapping(pairs: Iterable[PreferencePair], raw: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -67,13 +75,32 @@ def needs_wrapping(pairs: Iterable[PreferencePair], raw: Mapping[str, Mapping[st
     return any(to_file_row(pair, raw.get(pair.id))[1] is None for pair in items)
 
 
-def _kind(value: Any) -> str:
-    """The type of a JSON value, down to the fields of objects and the items of lists."""
+def _kind(value: Any, levels: int = _MOST_LEVELS) -> str:
+    """The type of a JSON value as Arrow tells types apart, down to the fields of objects and the items of lists."""
+    if isinstance(value, Mapping | list | tuple) and levels == 0:
+        return "deep"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_kind(value[key])}" for key in sorted(map(str, value)) if key in value) + "}"
+        fields = (f"{key}:{_kind(value[key], levels - 1)}" for key in sorted(map(str, value)) if key in value)
+        return "{" + ",".join(fields) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(sorted({_kind(item) for item in value})) + "]"
+        return "[" + ",".join(sorted({_kind(item, levels - 1) for item in value})) + "]"
+    if isinstance(value, str) and _DATE.fullmatch(value):
+        return re.sub(r"\d", "0", value)
+    if type(value) is int and value not in _INT64:
+        return "long"
     return type(value).__name__
+
+
+def _is_readable(row: Row) -> bool:
+    """Whether readers of JSON take the row: no half of a surrogate pair, and not nested too deeply."""
+    return _is_utf8(json.dumps(row, ensure_ascii=False)) and not _is_deep(row, _MOST_LEVELS)
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether more than `levels` objects and lists lie in one another."""
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(_is_deep(v, levels - 1) for v in (value.values() if isinstance(value, dict) else value))
 
 
 def _is_direct(raw: Row, plain: Row) -> bool:
@@ -97,10 +124,19 @@ def row_id(row: Mapping[str, Any]) -> str | None:
 
 
 def from_file_row(row: Mapping[str, Any], keys: tuple[str, ...] | None) -> Row:
-    """The row as it was read, fields in their order. Inverse of `to_file_row`."""
+    """The row as it was read, fields in their order. Inverse of `to_file_row`.
+
+    Raises:
+        ValueError: `row` was not made with these keys.
+    """
     if keys is None:
-        original: Row = json.loads(row[ORIGINAL])
+        original = json.loads(row.get(ORIGINAL) or "null")
+        if not isinstance(original, dict):
+            raise ValueError(f"`{ORIGINAL}` holds no row")
         return original
+    lost = {key for key, value in row.items() if value is not None} - {*keys, *OWN}
+    if lost - ({ORIGINAL} if row.get(ORIGINAL) == "" else set()) or not {*_LABELS} <= {*keys}:
+        raise ValueError("the layout lacks fields of the row")
     return {key: row.get(key) for key in keys}
 
 
@@ -143,11 +179,15 @@ def dumps(row: Any) -> str:
     cannot say.
     """
     text = json.dumps(row, ensure_ascii=False, default=str)
+    return text if _is_utf8(text) else json.dumps(row, ensure_ascii=True, default=str)
+
+
+def _is_utf8(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(row, ensure_ascii=True, default=str)
-    return text
+        return False
+    return True
 
 
 def to_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -169,6 +209,9 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except json.JSONDecodeError as e:
             raise FormatError(f"not JSON ({e.msg})", where=f"{path}, line {number}") from None
+        except (ValueError, RecursionError):
+            raise FormatError("not readable as JSON (a number too long, or nested too deeply)",
+                              where=f"{path}, line {number}") from None  # fmt: skip
         if not isinstance(row, dict):
             raise FormatError("not a JSON object", where=f"{path}, line {number}")
         yield row

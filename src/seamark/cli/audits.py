@@ -216,9 +216,14 @@ def undo(
 ) -> None:  # fmt: skip
     """Turn an edited file back into the original rows, field for field and in order.
 
+    Exact duplicates and rows that are no pair are dropped when files are read, so they do not come back; an audit
+    names them in data/rejected.jsonl.
+
     Args:
-        edited: edited.jsonl (any order).
-        manifest: the manifest.json written beside it.
+        edited: clean.jsonl or flipped.jsonl of `audit report`, edited.jsonl of `audit poison` and `audit denoise`; its
+            rows may be in any order.
+        manifest: what was written with it: clean-manifest.json, flipped-manifest.json, or the manifest.json of
+            `audit poison` and `audit denoise`.
         out: file for the original rows (JSONL).
         group: only this group's rows.
         json: print the result as JSON on stdout.

@@ -37,9 +37,9 @@ class More:
     """Extras that cost more than the audit itself."""
 
     crossfit: int = 0
-    """Folds of reward models that never saw a pair's prompt."""
+    """Folds of reward models that never saw a pair's prompt: at least 2, or 0 for none."""
     voting: int = 1
-    """How often the folds are drawn anew, so that several such models vote."""
+    """How often the folds of --crossfit are drawn anew, so that several such models vote."""
     base: str | None = None
     """What those models start from, where --model is a reward model already."""
 
@@ -64,7 +64,8 @@ def report(
         more: extras that cost more.
         model: a reward model, or a base that one is trained from first: a folder, a Hub name or seamark/default.
         out: folder of the audit.
-        pairs: preference pairs as group=file; repeat for more. Ratings of features need two groups.
+        pairs: preference pairs as group=file; repeat for more. Ratings of features need two groups. Without any, those
+            of the recipe (data.pairs).
         group: the group whose labels are audited (safety).
         dimension: what its features are about instead of safety: a YAML file with name, group, question and, if wanted,
             against.
@@ -84,11 +85,12 @@ def report(
     from seamark.pipelines.audit_report_options import AuditOptions
     from seamark.pipelines.recipe import check_data
 
-    files = parse_pairs(pairs)
-    if not files:
-        raise ConfigError("no pairs are given", where="--pairs", fix="Write --pairs safety=safety.jsonl")
     about = None if dimension is None else Dimension.load(dimension)
     recipe = _recipe(common, workers=workers, target=group or (about.group if about else None))
+    files = parse_pairs(pairs) or recipe.data.pairs
+    if not files:
+        raise ConfigError("no pairs are given", where="--pairs",
+                          fix="Write --pairs safety=safety.jsonl, or name them in the recipe (data.pairs)")  # fmt: skip
     data: dict[str, Any] = {
         "model": model, "pairs": files, "out": str(out), "group": recipe.target, "dimension": about, "train": train,
         "base": more.base, "sae": sae, "features": features, "experiment": experiment, "remove": remove, "by": by,
@@ -113,15 +115,19 @@ def _recipe(common: Common, **overrides: Any) -> SaferRecipe:
 def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The result in a few lines."""
     from seamark.cli.output import percent
+    from seamark.pipelines.audit_report_edits import NOTHING
+    from seamark.pipelines.audit_report_scores import SAW_NONE
     from seamark.stats import Estimate
 
     rows = [(f"pairs of {g}", f"{n:,}") for g, n in result["pairs"].items()]
     for g, shares in result["wrong_share"].items():
-        rows += [(f"wrong labels in {g}, at most ({method})", percent(Estimate.model_validate(e)))
-                 for method, e in shares.items()]  # fmt: skip
+        rows += [(f"wrong labels in {g}, {'at most' if method in SAW_NONE else 'if not learned'} ({method})",
+                  percent(Estimate.model_validate(e))) for method, e in shares.items()]  # fmt: skip
     rows += [(f"pairs with a fault: {kind}", f"{n:,}") for kind, n in result["faults"].items() if n]
     failed = [c["name"] for c in result["failure_signs"] if c["holds"] is False]
     rows.append(("failure signs", "; ".join(failed) or "none of those that could be measured"))
+    if result["edits"]["edited"] == 0:
+        rows.append(("edits", NOTHING))
     rows += [(name, place) for name, place in result["files"].items()]
     return rows
 

@@ -36,6 +36,8 @@ from seamark.run import Run, Stage, Workers, say, write_json
 from seamark.text.pairs import Pairs
 
 SAE_ID = "sae"
+VERSIONS = {"evidence": 2, "edits": 2}
+"""Stages whose code gives another result than it once did."""
 Judge = Callable[[Pairs, Path], Judged | None]
 """Asks a language model about pairs, in a folder for its answers; None: it was only to say what that costs."""
 
@@ -103,7 +105,8 @@ class AuditRun:
 
     def _stage(self, name: str, build: Callable[..., Any], arguments: dict[str, Any], **inputs: Path) -> Path:
         """One stage after another, each with all cores."""
-        return self.run.stage(Stage(name, build, arguments, inputs), Workers(1, torch.get_num_threads()))
+        stage = Stage(name, build, arguments, inputs, VERSIONS.get(name, 1))
+        return self.run.stage(stage, Workers(1, torch.get_num_threads()))
 
     def _base(self, base: str) -> dict[str, str]:
         return {"base": base, "base_digest": local_digest(resolve_name(base)) or base}

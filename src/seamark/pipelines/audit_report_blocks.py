@@ -91,7 +91,7 @@ def breakdown_block(found: Breakdown, judge: str) -> rd.Block:
     intro = f"Scores by {NAMES.get(judge, judge)}; below 0 they speak against the label."
     if not saw_none:
         intro += (" Shares of wrong labels are too low as far as the reward model has learned the labels "
-                  "(--crossfit 5 judges by models that saw none of them).")  # fmt: skip
+                  "(--crossfit 5 judges by models that saw none; a given reward model needs --base too).")  # fmt: skip
     return rd.Block(intro=(intro,),
                     tables=tuple(tables), after=(*after, *found.notes))  # fmt: skip
 
@@ -278,12 +278,13 @@ def edits_block(found: Mapping[str, Any], folder: Path) -> rd.Block:
     )
     after = ["To go back, in the folder of this page: seamark audit undo "
              f"{folder.name}/{edits.CLEAN} {folder.name}/{edits.CLEAN_MANIFEST} --out original.jsonl. Rows come back "
-             "field for field and in order; rows that could not be read as pairs are not among them."]  # fmt: skip
+             "field for field and in order. Exact duplicates are dropped when reading, as are rows that are no pair; "
+             "rejected.jsonl names their rows."]  # fmt: skip
     if found["wrapped"]:
         after.append(f"{found['wrapped']:,} rows came with columns that others lack, or in another form: the whole row "
                      "is kept as text in the column `original`, so that the file loads anywhere.")  # fmt: skip
     if n == 0:
-        after.append("The share is less than one pair: nothing was edited.")
+        after.append(f"{edits.NOTHING[0].upper()}{edits.NOTHING[1:]}; the other two files hold all pairs as they are.")
     return rd.Block(
         intro=(f"{100 * found['share']:g} % of the {found['group_size']:,} {found['group']} pairs, ranked by "
                f"{found['method']}. The files load into TRL as they are.",),

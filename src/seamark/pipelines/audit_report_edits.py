@@ -15,10 +15,15 @@ from seamark.text.pairs import Message, Pairs, PreferencePair, Text
 CLEAN, FLIPPED, REMOVED = "clean.jsonl", "flipped.jsonl", "removed.jsonl"
 CLEAN_MANIFEST, FLIPPED_MANIFEST = "clean-manifest.json", "flipped-manifest.json"
 EDITS = "edits.json"
+NOTHING = f"no pair was removed: the share comes to less than half a pair, and {REMOVED} is empty"
 
 
 def write_edits(folder: Path, data: Path, scores: Path, *, share: float, group: str, seed: int) -> None:
-    """The pairs without the lowest-ranked share of the group, the same with these flipped, and these alone."""
+    """The pairs without the lowest-ranked share of the group, the same with these flipped, and these alone.
+
+    Where the share comes to no pair, nothing is edited and the file of the removed is empty.
+    Undoing gives back what was read as pairs: neither exact duplicates nor rejected rows, which `data` names.
+    """
     pairs = in_one_shape(load_pairs(data, raw=True))
     ranking = PairScores.load(scores / SCORES)
     clean = denoise(pairs, ranking, share, group, seed, even=True)

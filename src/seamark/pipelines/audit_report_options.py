@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from seamark.explain.dimension import Dimension
-from seamark.pipelines.recipe import Files, Part, Rate
+from seamark.pipelines.recipe import Files, Part, Rate, Seed
 
 
 class AuditOptions(Part):
@@ -40,12 +40,26 @@ class AuditOptions(Part):
     show: int = Field(25, ge=1, le=200)
     """Pairs on the page; the files have all."""
     crossfit: int = Field(0, ge=0, le=20)
-    """Folds of reward models that never saw a pair's prompt; 0: none."""
+    """Folds of reward models that never saw a pair's prompt, at least 2; 0: none."""
     voting: int = Field(1, ge=1, le=20)
-    """How often the folds are drawn anew: so many models judge each pair."""
+    """How often the folds of `crossfit` are drawn anew: so many models judge each pair."""
     judge_pairs: int = Field(100, ge=1)
     """Most suspicious pairs that a language model is asked about."""
-    seed: int = 0
+    seed: Seed = 0
+
+    @field_validator("crossfit")
+    @classmethod
+    def _one_fold_leaves_nothing_to_train_on(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("with one fold there is nothing to train on; give at least 2 folds, or 0 for none")
+        return value
+
+    @field_validator("voting")
+    @classmethod
+    def _votes_are_of_cross_fitted_models(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("crossfit") == 0:
+            raise ValueError("votes are of cross-fitted models; ask for these with --crossfit 5")
+        return value
 
     @model_validator(mode="after")
     def _dimension_is_of_the_group(self) -> AuditOptions:

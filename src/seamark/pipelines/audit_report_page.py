@@ -67,10 +67,16 @@ class Found:
 
     @property
     def share(self) -> tuple[str, Estimate]:
-        """(method, estimated share of wrong labels in the audited group) by the first judge that has one."""
-        of = self.shares[self.group]
-        method = next((m for m in scoring.SHARE_JUDGES if m in of and of[m].available), "latents")
-        return method, of[method]
+        """(method, estimated share of wrong labels in the audited group).
+
+        Of judges that saw none of the labels the lowest estimate, since each bounds the share from above; without one
+        the first judge that has an estimate.
+        """
+        of = {m: e for m, e in self.shares[self.group].items() if e.value is not None}
+        bounds = {m: e.value or 0.0 for m, e in of.items() if m in scoring.SAW_NONE}
+        first = next((m for m in scoring.SHARE_JUDGES if m in of), "latents")
+        method = min(bounds, key=bounds.__getitem__) if bounds else first
+        return method, self.shares[self.group][method]
 
 
 def _part(kind: Any, data: Any) -> Any:
@@ -112,6 +118,7 @@ def _result(found: Found, checks: rd.Checks) -> dict[str, Any]:
         "rejected_rows": found.faults.n_rejected,
         "left_out": len(found.faults.left_out),
         "wrong_share": found.shares,
+        "wrong_share_by": found.share[0],
         "agreement": found.agreement,
         "missing": found.scores["missing"],
         "ranked_by": found.scores["ranked_by"],
@@ -140,17 +147,22 @@ def _checks(found: Found) -> rd.Checks:
     fvu = none("the autoencoder was given" if found.quality is None else "no text was held out")
     if quality:
         fvu = Estimate(value=quality["fvu"], n=quality["n"])
-    size = found.sizes[found.group]["pairs"]
-    mine = next(r for r in found.breakdown.of("group") if r.group == found.group)
-    share = none("not looked for", size)
-    if mine.contradictions is not None:
-        share = Estimate(value=mine.contradictions / size, n=size)
     return failure_signs(
         group=found.group, others=found.others, above_words=above, judge=judge,
         features_agree=of.get("safer", none(found.done.no_features or "no pair could be scored")),
-        overlap=found.overlap, shortcuts=found.shortcuts, fvu=fvu, contradictions=share,
+        overlap=found.overlap, shortcuts=found.shortcuts, fvu=fvu, contradictions=_contradicted(found),
         lost=None if (folder := found.done.options.experiment) is None else experiment_costs(folder, found.group),
     )  # fmt: skip
+
+
+def _contradicted(found: Found) -> Estimate:
+    """Share of the group's pairs that another pair contradicts on the very same texts.
+
+    Near contradictions do not count: the small edit may be what the labels are about.
+    """
+    opposed = found.faults.ids("contradiction", "group_contradiction")
+    mine = stages.load_pairs(found.done.data).group(found.group)
+    return Estimate(value=sum(p.id in opposed for p in mine) / len(mine), n=len(mine))
 
 
 def _above_words(found: Found) -> tuple[str, Estimate]:
@@ -223,12 +235,8 @@ def _share_line(found: Found) -> str:
         return (f"Up to {estimate_text(share)} of the {found.group} labels are wrong, by a judge that saw none of the "
                 f"labels it judges ({name}): an upper estimate for labels that are wrong here and there. {kinds}"
                 )  # fmt: skip
-    words = found.shares[found.group].get("bag_of_words")
-    above = ""
-    if words is not None and words.available:
-        above = f"; words alone, which saw none of them, say at most {estimate_text(words)}"
     return (f"About {estimate_text(share)} of the {found.group} labels are wrong, by {name}: too low as far as the "
-            f"reward model has learned wrong labels that it was trained on{above}. {kinds}")  # fmt: skip
+            f"reward model has learned wrong labels that it was trained on. {kinds}")  # fmt: skip
 
 
 def _counted(n: int, what: str) -> str:

@@ -41,8 +41,9 @@ def prices(
     training, rough = _training_seconds(timings, recipe, trained=trained)
     folds = options.crossfit or FOLDS
     draws = options.voting if options.crossfit and options.voting > 1 else 3
-    sizes = read_json(data / SUMMARY)
-    most = sum(v["pairs"] for v in sizes.values())
+    most = read_json(data / SUMMARY)[options.group]["pairs"]
+    base = options.base or ("" if trained else "BASE")  # a given reward model has seen the pairs, or may have
+    crossfit = f"--crossfit {folds}" + (f" --base {base}" if base else "")
 
     def time_of(trainings: float) -> str:
         if training is None:
@@ -50,11 +51,11 @@ def prices(
         return f"{seconds(training * trainings)}{' (a rough guess from the time of the scan)' if rough else ''}"
 
     return (
-        Price(name="Cross-fitted margin", how=f"--crossfit {folds}", asked=options.crossfit > 0,
+        Price(name="Cross-fitted margin", how=crossfit, asked=options.crossfit > 0,
               adds="Margins by reward models that never saw the pair's prompt: the model's own margin knows the label "
                    "it was taught.",
               estimate=f"{time_of(folds - 1)}: {folds} trainings on {folds - 1}/{folds} of the pairs each"),
-        Price(name="Voting", how=f"--crossfit {folds} --voting {draws}",
+        Price(name="Voting", how=f"{crossfit} --voting {draws}",
               asked=options.crossfit > 0 and options.voting > 1,
               adds=f"{draws} such models for every pair: how many of them side with the label.",
               estimate=f"{time_of((folds - 1) * draws)}: {folds * draws} trainings"),

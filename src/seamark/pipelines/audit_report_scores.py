@@ -49,7 +49,8 @@ JUDGES = ("margin_crossfit", "latents", "probe")
 """Out-of-fold antisymmetric scores; P(wrong) is made of the first from which a share of wrong labels can be estimated,
 and the breakdown of the first that there is."""
 SHARE_JUDGES = (*JUDGES, "bag_of_words")
-"""Out-of-fold scores from which the share of wrong labels is estimated; the first that is available counts."""
+"""Out-of-fold scores from which the share of wrong labels is estimated; where none of `SAW_NONE` has an estimate, the
+first that is available counts."""
 SAW_NONE = ("margin_crossfit", "bag_of_words")
 """Those that saw none of the labels they judge. The others read activations of a reward model that may have learned
 them: folds keep a label from the regression, not from the model."""

@@ -54,9 +54,8 @@ def read_data(
     write_atomic(folder / RAW, (_raw_line(i, row) for i, row in found.raw.items()))
     write_rejected(found, folder / "rejected.jsonl")
     write_json(folder / FAULTS, faults)
-    group_of = {str(file): group for group, files in pairs for file in files}
-    lost = Counter(group_of.get(bad.file, "") for bad in found.rejected)
-    twice = Counter(group_of.get(b.file, "") for b in found.rejected if b.reason.startswith("duplicate"))
+    lost = Counter(bad.group for bad in found.rejected)
+    twice = Counter(bad.group for bad in found.rejected if bad.reason.startswith("duplicate"))
     write_json(folder / SUMMARY, {
         g: {"there": there[g], "pairs": len(found.group(g)), "usable": len(usable.group(g)), "rejected": lost[g],
             "duplicates": twice[g]}

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from seamark.audit import report_data as rd
+from seamark.audit.faults import normal
 from seamark.audit.review import Review, ReviewedPair, ReviewedSide
 from seamark.audit.scores import PairScores
 from seamark.features import FeatureSet, Scan
 from seamark.features.contexts import TextsReadAgain
 from seamark.pipelines import stages
 from seamark.pipelines.safer import Done
-from seamark.text.pairs import Pairs, PreferencePair, plain
+from seamark.text.pairs import Pairs, PreferencePair, Text, plain
 
 COUNT = 12
 AGAINST = 3
@@ -45,16 +46,32 @@ def pair_evidence(
         note: anything else.
     """
     seen = review.pair(pair.id)
+    lost = review.scan.texts["truncated"].take(review.scan.rows_by_pair[pair.id]).to_pylist()
     unit = max((abs(v) for side in (seen.chosen, seen.rejected) for v in side.values), default=0.0)
     return rd.SuspiciousPair(
         id=pair.id, group=pair.group, category=pair.category, source=pair.source, score=score, margin=seen.margin,
-        prompt=plain(pair.prompt), chosen=_text(seen.chosen, unit), rejected=_text(seen.rejected, unit),
+        prompt=plain(pair.prompt), chosen=_text(seen.chosen, unit, pair.chosen, lost[0]),
+        rejected=_text(seen.rejected, unit, pair.rejected, lost[1]),
         against=_against(seen), facts=tuple(facts), note=note or seen.reason,
     )  # fmt: skip
 
 
-def _text(side: ReviewedSide, unit: float) -> rd.TokenText:
-    return rd.TokenText(tokens=side.tokens, values=side.values, unit=unit or None, unit_name="the pair's largest")
+def _text(side: ReviewedSide, unit: float, answer: Text, lost: int | None) -> rd.TokenText:
+    """One answer as the model read it; `lost` tokens of the conversation were cut at its beginning."""
+    return rd.TokenText(tokens=side.tokens, values=side.values, unit=unit or None, unit_name="the pair's largest",
+                        note=_not_read(side, answer, lost or 0))  # fmt: skip
+
+
+def _not_read(side: ReviewedSide, answer: Text, lost: int) -> str:
+    """Which part of prompt and answer the model did not read, for people; empty where it read all."""
+    if not lost:
+        return ""
+    count = f"{lost:,} token{'' if lost == 1 else 's'}"
+    begins = answer if isinstance(answer, str) else answer[0].content
+    if normal(begins) in normal("".join(side.tokens)):
+        return f"The model read all of this answer, but not the first {count} of the conversation before it."
+    return (f"The model read only the last part of this answer; {count} before it, those of the prompt among them, "
+            "were not read. What the answer lost is not shown.")  # fmt: skip
 
 
 def _against(seen: ReviewedPair) -> tuple[rd.Against, ...]:

@@ -82,9 +82,8 @@ def prepare_data(
         f"{', see rejected.jsonl in the data folder' if found.rejected else ''}; {len(train)} to train on, {len(test)} "
         "held out")  # fmt: skip
     reasons = Counter(row.reason.split(" of row ")[0] for row in found.rejected)
-    group_of = {str(f): g for g, files in pairs for f in files}
-    lost = Counter(group_of.get(row.file, "") for row in found.rejected)
-    twice = Counter(group_of.get(row.file, "") for row in found.rejected if row.reason.startswith("duplicate"))
+    lost = Counter(row.group for row in found.rejected)
+    twice = Counter(row.group for row in found.rejected if row.reason.startswith("duplicate"))
     write_json(
         folder / SUMMARY,
         {

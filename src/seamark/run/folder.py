@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from seamark.run.workers import Workers
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _KEY = ".key"
+_ATTEMPTS = ".attempts.json"
+"""Beside a stage's half-made files: seconds that attempts took so far, and since when one is under way."""
 _STALE = ".stale"
 """Results that were replaced, on their way out; emptied at the next start if a run was cut in between."""
 
@@ -140,6 +143,7 @@ class Run:
         for s in todo:
             self._prepare(self._partial(s), digest(identities[s.name]))
             by_build.setdefault(s.build, []).append(s)
+        spent = {s.name: _spent(self._partial(s)) for s in todo}
         start = time.monotonic()
         shown = progress(title, len(stages), "stages") if len(stages) > 1 else contextlib.nullcontext(lambda _: None)
         with RssMeter() as rss, shown as advance:
@@ -147,10 +151,10 @@ class Run:
             for build, group in by_build.items():
                 tasks = {s.name: {"folder": self._partial(s), **s.inputs, **s.arguments} for s in group}
                 named = {s.name: s for s in group}
-                for name, outcome in workers.run(build, tasks):
-                    self._finish(named[name], identities[name], outcome.value or {}, outcome.seconds)
+                for name, outcome in workers.run(functools.partial(_attempt, build), tasks):
+                    self._finish(named[name], identities[name], outcome.value or {}, spent[name] + outcome.seconds)
                     advance(1)
-        self._note_time(title, stages, todo, time.monotonic() - start, rss.peak_mb, workers)
+        self._note_time(title, stages, todo, time.monotonic() - start, sum(spent.values()), rss.peak_mb, workers)
 
     def _note_time(
         self,
@@ -158,12 +162,14 @@ class Run:
         stages: Sequence[Stage],
         todo: Sequence[Stage],
         seconds: float,
+        spent: float,
         peak_mb: float,
         workers: Workers,
     ) -> None:
-        """Wall-clock seconds; stages finished in an earlier attempt count with their own time shared by the workers."""
-        earlier = [_dict(self.root / s.name / MANIFEST).get("seconds", 0.0) for s in stages if s not in todo]
-        total = seconds + sum(earlier) / min(workers.count, max(1, len(stages)))
+        """Wall-clock seconds; stages that were finished or begun (`spent`) in earlier attempts count with their own
+        time shared by the workers."""
+        earlier = sum(_dict(self.root / s.name / MANIFEST).get("seconds", 0.0) for s in stages if s not in todo) + spent
+        total = seconds + earlier / min(workers.count, max(1, len(stages)))
         before = self.timings.get(title, {}).get("peak_rss_mb", 0.0) if earlier else 0.0
         self.timings[title] = {"seconds": round(total, 3), "peak_rss_mb": round(max(peak_mb, before), 1)}
         write_json(self.root / "timings.json", self.timings)
@@ -217,6 +223,32 @@ class Run:
         folder.rename(final)
         shutil.rmtree(self.root / _STALE, ignore_errors=True)
         self.built.append(stage.name)
+
+
+def _attempt(build: Build, folder: Path, **arguments: Any) -> Mapping[str, Any] | None:
+    """Build a stage; an attempt that is cut short leaves the time it took, as well as it can."""
+    spent, start = _spent(folder), time.monotonic()
+    write_json(folder / _ATTEMPTS, {"seconds": spent, "since": time.time()})
+    try:
+        return build(folder, **arguments)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk: what went wrong is more than the time it took
+            write_json(folder / _ATTEMPTS, {"seconds": spent + time.monotonic() - start, "since": None})
+        raise
+
+
+def _spent(folder: Path) -> float:
+    """Seconds that earlier attempts at a stage took; one that was killed counts up to the last file it wrote."""
+    noted = _dict(folder / _ATTEMPTS)
+    spent, since = noted.get("seconds"), noted.get("since")
+    spent = spent if isinstance(spent, float | int) else 0.0
+    if not isinstance(since, float):
+        return spent
+    changes = [since]
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            changes.append(path.stat().st_mtime)
+    return spent + max(changes) - since
 
 
 def result_digest(path: Path) -> str:

@@ -138,9 +138,46 @@ def _jsonl_rows(path: Path) -> Iterator[RawRow]:
             yield _parse_line(number, line)
 
 
+class _RepeatedKeyError(Exception):
+    """An object of a JSON text has a key twice: which of its values is meant, nobody knows."""
+
+
+_REPEATED = "a key stands twice in one JSON object"
+
+
+def _distinct(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as `json.loads` reads it; raises where a key stands twice."""
+    found = dict(items)
+    if len(found) != len(items):
+        raise _RepeatedKeyError
+    return found
+
+
+class _Repeated:
+    """Stands for an object in which a key stands twice."""
+
+
+def _marked(items: list[tuple[str, Any]]) -> dict[str, Any] | _Repeated:
+    found = dict(items)
+    return found if len(found) == len(items) else _Repeated()
+
+
+def _holds_repeated(value: Any) -> bool:
+    """Whether a JSON value holds a mark, at any depth."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, _Repeated):
+            return True
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return False
+
+
 def _parse_line(number: int, line: str) -> RawRow:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_distinct)
+    except _RepeatedKeyError:
+        return RawRow(number, None, _REPEATED)
     except json.JSONDecodeError as error:
         return RawRow(number, None, f"not valid JSON (column {error.colno})")
     except (ValueError, RecursionError):
@@ -154,27 +191,36 @@ def _as_row(number: int, value: Any) -> RawRow:
     return RawRow(number, None, f"a JSON object is needed, not {type(value).__name__}")
 
 
+def _whole_json(text: str) -> tuple[Any, bool]:
+    """The value of a JSON text, and whether some objects in it are marked: those in which a key stands twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_distinct), False
+    except _RepeatedKeyError:
+        return json.loads(text, object_pairs_hook=_marked), True
+
+
 def _json_rows(path: Path) -> Iterator[RawRow]:
     text, broken = _whole_text(path)
     if broken:
         raise DataError(broken, where=str(path), fix="Unpack or copy the file again")
     try:
-        value = json.loads(text)
+        value, marked = _whole_json(text)
     except (ValueError, RecursionError) as error:
-        if _parse_line(1, text.lstrip().partition("\n")[0]).data is not None:
+        first = _parse_line(1, text.lstrip().partition("\n")[0])
+        if first.data is not None or first.reason == _REPEATED:
             yield from _jsonl_rows(path)  # many tools write JSONL under the name .json
             return
         at = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(
             f"not valid JSON{at}", where=str(path), fix="Mend it, or save one row a line as .jsonl"
         ) from error
-    if isinstance(value, Mapping):
-        lists = value.get("data")
+    if isinstance(value, Mapping | _Repeated):
+        lists = value.get("data") if isinstance(value, Mapping) else None
         value = lists if isinstance(lists, list) else [value]
     if not isinstance(value, list):
         raise DataError("the JSON is no list of rows", where=str(path), fix='Use [...], {"data": [...]} or .jsonl')
     for number, item in enumerate(value, 1):
-        yield _as_row(number, item)
+        yield RawRow(number, None, _REPEATED) if marked and _holds_repeated(item) else _as_row(number, item)
 
 
 def _csv_rows(path: Path) -> Iterator[RawRow]:

@@ -114,6 +114,8 @@ class RejectedRow:
     file: str
     row: int
     reason: str
+    group: str = ""
+    """Of preference pairs, the group that it was read for."""
 
 
 @dataclass(frozen=True)

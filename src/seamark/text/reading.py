@@ -74,11 +74,11 @@ def read_pairs(
     if not sources:
         raise DataError("no files of pairs given", fix='Use read_pairs(safety="pairs.jsonl", ...)')
     check_limits(options.max_pairs, sources)
-    reading = _Reading(options)
-    for group, given in sources.items():
+    listed = {g: [f] if isinstance(f, str | os.PathLike) else list(f) for g, f in sources.items()}
+    reading = _Reading(options, {g: [str(path) for path in paths] for g, paths in listed.items()})
+    for group, paths in listed.items():
         if not group.strip():
             raise DataError("a group of pairs has no name", fix="Give it as NAME=FILE")
-        paths = [given] if isinstance(given, str | os.PathLike) else list(given)
         if not paths:
             raise DataError("no file given", where=f"group {group}")
         for path in paths:
@@ -88,13 +88,17 @@ def read_pairs(
 
 
 def write_rejected(pairs: Pairs, path: Path) -> None:
-    """Write the rejected rows as JSON lines {file, row, reason}; the file is there, empty, where none was."""
-    with path.open("w", encoding="utf-8") as f:
+    """Write the rejected rows as JSON lines {file, row, reason}; the file is there, empty, where none was.
+
+    Bytes of a file's name that are no UTF-8 are written as the escapes that JSON has for lone surrogates.
+    """
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as f:
         for bad in pairs.rejected:
             row = {"file": bad.file, "row": bad.row, "reason": bad.reason}
             f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+_ELSEWHERE = "its column group names another group"
 _OWN_FIELDS = {"id", "group", "prompt", "chosen", "rejected", "source", "category"}
 """Rows with all of these come from Seamark itself and know their group: a file may hold several."""
 
@@ -104,6 +108,8 @@ class _Reading:
     """What has been read so far."""
 
     options: ReadOptions
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """{group: its files}."""
     pairs: list[PreferencePair] = field(default_factory=list)
     rejected: list[RejectedRow] = field(default_factory=list)
     raw: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -113,21 +119,25 @@ class _Reading:
     def add(self, group: str, source: PathLike) -> None:
         """Read one source into a group."""
         file = str(source)
-        before, reasons = len(self.pairs), Counter[str]()
+        before, reasons, named = len(self.pairs), Counter[str](), Counter[str]()
         columns: set[str] = set()
         complete = False
         for number, data, reason in read_rows(source, split=self.options.split):
             if data is not None:
                 columns.update(map(str, data))
                 complete = complete or self._has_columns(data)
-                reason = self._take(group, file, number, data)
+                if (other := _named_group(data, group)) != group:
+                    named[other] += 1
+                    reason = "" if file in self.sources.get(other, ()) else _ELSEWHERE
+                else:
+                    reason = self._take(group, file, number, data)
             if reason:
                 reasons[reason.split(" (")[0]] += 1
-                self.rejected.append(RejectedRow(file, number, reason))
+                self.rejected.append(RejectedRow(file, number, reason, group))
         if columns and not complete:
             raise _missing_columns(file, columns, self.options.columns)
         if len(self.pairs) == before:
-            raise _no_usable_row(file, reasons)
+            raise _no_row_of(group, file, named) if named else _no_usable_row(file, reasons)
 
     def end_group(self, group: str) -> None:
         """Keep at most `max_pairs` of a group: those whose ids hash lowest."""
@@ -147,9 +157,6 @@ class _Reading:
 
     def _take(self, group: str, file: str, number: int, data: Mapping[str, Any]) -> str:
         """Add a row as a pair, or give the reason why not."""
-        written_for = data.get("group") if data.keys() >= _OWN_FIELDS else group
-        if written_for != group:
-            return "written by Seamark for another group"
         try:
             fields = parse_row(data, self.options.columns)
         except BadRowError as error:
@@ -176,6 +183,11 @@ class _Reading:
         raise AssertionError("the candidates never end")
 
 
+def _named_group(data: Mapping[str, Any], group: str) -> str:
+    """The group that a row with all of Seamark's own fields says it is of; that it is read for, if it says nothing."""
+    return str(data["group"]) if data.keys() >= _OWN_FIELDS else group
+
+
 def _id_candidates(wanted: str, content: str, group: str) -> Iterator[str]:
     yield wanted
     if wanted != content:
@@ -195,6 +207,18 @@ def _missing_columns(file: str, found: set[str], named: Mapping[str, str]) -> Da
     lacking = f"no column {', '.join(missing)}" if missing else "no row has all of the columns needed"
     fix = "Name the file's own columns with ReadOptions(columns={'chosen': ..., 'rejected': ...})"
     return DataError(f"{lacking}; found {column_names(found)}", where=file, fix=fix)
+
+
+def _no_row_of(group: str, file: str, named: Counter[str]) -> DataError:
+    """The error for a file without a usable row, in which rows name other groups."""
+    says = column_names(name for name, _ in named.most_common(5))
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return DataError(
+        f"no usable row for group {group!r}: the column `group` of {named.total()} rows says {says}{more}",
+        where=file,
+        fix=f"Rows with {', '.join(sorted(_OWN_FIELDS))} are of the group they name: give the file under that name "
+            "(NAME=FILE), or drop or rename the column `group`",
+    )  # fmt: skip
 
 
 def _no_usable_row(file: str, reasons: Counter[str]) -> DataError:
