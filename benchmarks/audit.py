@@ -123,10 +123,15 @@ def finished(out: Path) -> Found | None:
 # -- claims: {name: (setup, unit, target, what to pick)}
 
 
+def _whole(found: Found, row: Row) -> bool:
+    """Whether a row is of all the recipe's seeds: of some only it is an estimate, but not the one that is claimed."""
+    return set(row["seeds"]) == set(found["recipe"]["seeds"])
+
+
 def _effect(baseline: str) -> Pick:
     def pick(found: Found) -> Row | None:
         rows = (found.get("poison") or {}).get("effects", [])
-        mine = [r for r in rows if r["rate"] == RATE and r["baseline"] == baseline]
+        mine = [r for r in rows if r["rate"] == RATE and r["baseline"] == baseline and _whole(found, r)]
         return dict(mine[0]["D"]) if mine else None
 
     return pick
@@ -140,7 +145,7 @@ def _best_control(found: Found) -> Row | None:
 
 def _kept(found: Found) -> Row | None:
     for row in (found.get("poison") or {}).get("summary", []):
-        if (row["method"], row["rate"]) == ("safer", RATE):
+        if (row["method"], row["rate"]) == ("safer", RATE) and _whole(found, row):
             return dict(row["kept"][CONTRAST])
     return None
 
@@ -148,7 +153,8 @@ def _kept(found: Found) -> Row | None:
 def _detected(part: str, noise: str, rate: float, measure: str) -> Pick:
     def pick(found: Found) -> Row | None:
         for row in found.get(part, []):
-            if (row["noise"], row["noise_rate"], row["method"]) == (noise, rate, METHOD) and measure in row:
+            mine = (row["noise"], row["noise_rate"], row["method"]) == (noise, rate, METHOD)
+            if mine and measure in row and _whole(found, row):
                 return dict(row[measure])
         return None
 
@@ -159,7 +165,7 @@ def _recovered(found: Found) -> Row | None:
     for arm in found.get("denoise", []):
         if arm["noise"] == {"kind": "random", "rate": RECOVERY_NOISE}:
             for row in arm["summary"]:
-                if (row["method"], row["rate"]) == (METHOD, REMOVED):
+                if (row["method"], row["rate"]) == (METHOD, REMOVED) and _whole(found, row):
                     return dict(row["recovery"])
     return None
 

@@ -18,7 +18,7 @@ def about(value, low=None, high=None, reason=""):
 
 
 def result(**changes):
-    effects = [{"rate": rate, "baseline": m, "D": about(d, d - 0.04, d + 0.04)} for rate, m, d in (
+    effects = [{"rate": rate, "baseline": m, "seeds": [0, 1], "D": about(d, d - 0.04, d + 0.04)} for rate, m, d in (
         (0.05, "random", 0.06), (0.01, "random", 0.5), (0.05, "margin", -0.02), (0.05, "direction", 0.03),
         (0.05, "untrained", 0.05), (0.05, "random_latents", 0.01),
     )]  # fmt: skip
@@ -27,7 +27,7 @@ def result(**changes):
         {"method": "none", "rate": 0.0, "seeds": [0, 1], "accuracy": accuracy},
         {"method": "safer", "rate": 0.05, "seeds": [0, 1], "accuracy": accuracy, "lost": accuracy, "kept": kept},
     ]}  # fmt: skip
-    removed = {"method": "combined", "rate": 0.1, "seeds": [0], "accuracy": accuracy, "lost": accuracy}
+    removed = {"method": "combined", "rate": 0.1, "seeds": [0, 1], "accuracy": accuracy, "lost": accuracy}
     denoise = [
         {"noise": {"kind": "random", "rate": rate}, "effects": [], "summary": [removed | {"recovery": about(rate)}]}
         for rate in (0.1, 0.2, 0.3)
@@ -73,6 +73,12 @@ def test_what_is_not_finished_or_not_available_is_no_number():
         assert found[name].value is None
         assert found[name].holds is None
         assert reason in found[name].reason
+
+
+def test_what_only_some_seeds_have_is_not_claimed():
+    found = by_name(audit.claims({"demo": result(recipe={"seeds": [0, 1, 2]})}, {}))
+    assert {c.value for n, c in found.items() if n.endswith("_demo")} == {None}
+    assert "not finished" in found["poison_D_demo"].reason
 
 
 def test_a_table_for_every_experiment():

@@ -235,6 +235,11 @@ def test_a_probe_measures_what_nothing_was_done_of(audited: Finished, tmp_path: 
     ({"detect__methods": ["judge"], "judged": "nowhere.json"}, DataError, "no such file"),
     ({"noise": {"category": [0.2]}, "denoise__kinds": ["category"]}, ConfigError, "the pairs have no categories"),
     ({"ablations": {"k": [65]}}, ConfigError, "k 65 is more than the 64 latents"),
+    ({"ablations": {"k": [0]}}, ConfigError, "ablations.k"),
+    ({"ablations": {"count": [-1]}}, ConfigError, "ablations.count"),
+    ({"ablations": {"count": [2, 2]}}, ConfigError, "count 2 is named twice"),
+    ({"combine": {"extra": 0.9}}, ConfigError, "combine.extra"),
+    ({"denoise__rates": [0.999]}, ConfigError, r"rate 0\.999 removes all 25 safety pairs"),
     ({"dimension": "nowhere.yaml"}, ConfigError, "cannot be read"),
     ({"dimension": {"name": "words", "group": "chat"}}, ConfigError, "dimension, key question"),
     ({"dimension": {**WORDS, "group": "chat"}, "target": "safety"}, ConfigError, "target is given"),
@@ -343,3 +348,10 @@ def test_the_command(audited: Finished, copied: Callable[..., dict[str, Any]], t
     assert "Ask one at a time" in the_error(*call(*both))
     with pytest.raises(RunError, match="no run was started"):
         audit_so_far(checked(audit_data(tmp_path / "none", audited.model, audited.pairs)))
+
+
+def test_worlds_have_the_scores_that_further_flips_go_by() -> None:
+    """Clean ones, too: without them `combined` flips would wait for scores that nobody makes."""
+    recipe = check_data(AuditRecipe, {"poison": {"methods": ["combined"]}, "combine": {"kind": "margin",
+                        "signals": ["latents", "direction"]}}, "a test")  # fmt: skip
+    assert "margin" in recipe.methods_in(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -98,7 +98,7 @@ class CrossfitPart(Part):
 class CombinePart(Part):
     """How `combined` is learned: more labels of one half of the prompts are flipped, the weights judge the other."""
 
-    extra: Rate = 0.1
+    extra: float = Field(0.1, gt=0, lt=0.5)
     """Share of a half's pairs that is flipped besides (20 at least)."""
     kind: Literal["random", "safer", "margin"] = "random"
     """Which ones: drawn, or those that this score of the world itself is surest of. Flips of the kind that is feared
@@ -117,14 +117,19 @@ class AblationPart(Part):
     """One thing at a time is changed from the recipe's own settings, with the same reward models."""
 
     hookpoint: list[str] = Field(default_factory=list)
-    d_sae: list[int] = Field(default_factory=list)
-    k: list[int] = Field(default_factory=list)
-    count: list[int] = Field(default_factory=list)
+    d_sae: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    k: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    count: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Number of features."""
     positions: list[Literal["tokens", "clauses", "sentences", "last"]] = Field(default_factory=list)
     """Scoring positions of the scan."""
     normalization: list[Literal["default", "paper"]] = Field(default_factory=list)
     """`paper` scans prompts too (`scope: all`)."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> AblationPart:
+        check_unique(f"{name} {value}" for name, value in self.all())
+        return self
 
     def all(self) -> list[tuple[str, Any]]:
         """Every (name, value)."""
@@ -199,7 +204,7 @@ class AuditRecipe(WorldRecipe):
         else:
             asked = [*self.detect.methods, *(self.denoise.methods if kind in self.denoise.kinds else [])]
         if COMBINED in asked:
-            asked += [*self.combine.signals, *([self.combine.kind] if kind and self.combine.kind != "random" else [])]
+            asked += [*self.combine.signals, *([self.combine.kind] if self.combine.kind != "random" else [])]
         if self.ablations.all():
             asked.append("safer")  # what changed settings are compared with
         return list(dict.fromkeys(asked))

@@ -175,6 +175,9 @@ def check_sizes(recipe: AuditRecipe, train: Pairs) -> None:
         if edit_count(rate, size) < 1:
             raise ConfigError(f"rate {rate:g} of {size} {target} pairs is less than one pair",
                               fix="Choose a higher rate or give more pairs")  # fmt: skip
+    if recipe.denoise.rates and edit_count(most := max(recipe.denoise.rates), size) >= size:
+        raise ConfigError(f"rate {most:g} removes all {size} {target} pairs", where="denoise.rates",
+                          fix="Choose a lower rate")  # fmt: skip
     for rate in recipe.noise.category:
         for seed in recipe.seeds:
             make_noise(train, "category", rate, target, seed, category=recipe.noise.named)
