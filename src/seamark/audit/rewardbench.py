@@ -207,8 +207,8 @@ def _section(
     return SectionScore(
         section=name,
         n=len(pairs),
-        accuracy=_weighted(wins, subset, weights, clusters),
-        length=_weighted(longer, subset, weights, clusters),
+        accuracy=weighted_mean(wins, subset, weights, clusters),
+        length=weighted_mean(longer, subset, weights, clusters),
         subsets=tuple(
             SubsetScore(
                 subset=s, section=name, n=len(of_subset[s]), weight=WEIGHTS[s],
@@ -231,15 +231,23 @@ def _longer_wins(pair: PreferencePair) -> float:
     return float(np.sign(len(text_of(pair.chosen)) - len(text_of(pair.rejected))) + 1) / 2
 
 
-def _weighted(values: Floats, subset: NDArray[np.int64], weights: Floats, clusters: NDArray[np.int64]) -> Estimate:
-    """The mean over subsets of their means of `values` [n], by `weights` [subsets].
+def weighted_mean(values: Floats, subset: NDArray[np.int64], weights: Floats, clusters: NDArray[np.int64]) -> Estimate:
+    """The mean over subsets of their means of `values` [n] or [seeds, n], by `weights` [subsets].
+
+    Args:
+        values: with seeds, they are resampled as well.
+        subset: [n], which subset each value is of.
+        weights: [subsets].
+        clusters: [n], codes of prompts.
 
     Prompts are drawn over the whole section, since several subsets may ask the same; a draw that leaves a subset
     without pairs says nothing about the section and is left out of the interval.
     """
-    if not len(values):
+    if not len(subset):
         return Estimate.not_available("no pairs of its subsets")
     inside = (subset[None, :] == np.arange(len(weights))[:, None]).astype(np.float64)
+    if values.ndim == 2:
+        inside = np.repeat(inside[:, None, :], len(values), axis=1)
 
     def mean(sums: Floats) -> float:
         right, size = sums[: len(weights)], sums[len(weights) :]

@@ -44,8 +44,11 @@ def to_file_row(
     plain = pair.to_row()
     if read is None:
         return plain, tuple(plain)
-    raw = json.loads(dumps(read))  # dates and the like (Parquet) become the text they will be in the file
-    if not wrap and _is_direct(raw, plain) and _is_readable(raw):
+    text = json.dumps(read, ensure_ascii=False, default=str)
+    raw = json.loads(text)  # dates and the like (Parquet) become the text they will be in the file
+    # Readers of JSON refuse half of a surrogate pair, and what is nested too deeply.
+    readable = _is_utf8(text) and not _is_deep(raw, _MOST_LEVELS)
+    if not wrap and readable and _is_direct(raw, plain):
         return {**raw, **{k: v for k, v in plain.items() if k not in raw}}, tuple(raw)
     return {**plain, ORIGINAL: dumps(raw)}, None
 
@@ -89,11 +92,6 @@ def _kind(value: Any, levels: int = _MOST_LEVELS) -> str:
     if type(value) is int and value not in _INT64:
         return "long"
     return type(value).__name__
-
-
-def _is_readable(row: Row) -> bool:
-    """Whether readers of JSON take the row: no half of a surrogate pair, and not nested too deeply."""
-    return _is_utf8(json.dumps(row, ensure_ascii=False)) and not _is_deep(row, _MOST_LEVELS)
 
 
 def _is_deep(value: Any, levels: int) -> bool:

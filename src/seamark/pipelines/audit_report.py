@@ -36,7 +36,7 @@ from seamark.run import Run, Stage, Workers, say, write_json
 from seamark.text.pairs import Pairs
 
 SAE_ID = "sae"
-VERSIONS = {"evidence": 2, "edits": 2}
+VERSIONS = {"data": 2, "scores": 2, "findings": 2, "evidence": 2, "edits": 2}
 """Stages whose code gives another result than it once did."""
 Judge = Callable[[Pairs, Path], Judged | None]
 """Asks a language model about pairs, in a folder for its answers; None: it was only to say what that costs."""

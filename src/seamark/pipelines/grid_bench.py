@@ -9,10 +9,10 @@ import numpy as np
 
 from seamark.audit.experiment import BENCH, ONE_SEED, RESULT, UNEDITED, Cell, Experiment
 from seamark.audit.prompts_in_common import prompt_key
-from seamark.audit.rewardbench import SECTIONS, WEIGHTS, subset_of
+from seamark.audit.rewardbench import SECTIONS, WEIGHTS, subset_of, weighted_mean
 from seamark.pipelines.grid_plan import Grid
 from seamark.run import read_json
-from seamark.stats import Estimate, Floats, bootstrap_of_sums, cluster_codes
+from seamark.stats import Estimate, Floats, cluster_codes
 from seamark.text.pairs import Pairs
 
 
@@ -55,22 +55,14 @@ class Section:
         present = [s for s in SECTIONS[name] if s in subsets]
         self.missing = [s for s in SECTIONS[name] if s not in present]
         self._clusters = cluster_codes([prompt_key(p.prompt) for p, _ in mine])
-        self._inside: Floats = np.asarray([[float(s == subset) for subset in subsets] for s in present])
+        self._subset = np.asarray([present.index(subset) for subset in subsets], dtype=np.int64)
         self._weights: Floats = np.asarray([WEIGHTS[s] for s in present], dtype=np.float64)
 
     def _wins(self, margins: Mapping[str, float]) -> Floats:
         return np.asarray([float(margins[i] > 0) for i in self.ids])
 
     def _estimate(self, values: Floats) -> Estimate:
-        """Weighted mean over subsets of their means of `values` [seeds, pairs], resampling seeds and prompts."""
-        sizes = np.broadcast_to(self._inside[:, None, :], (len(self._weights), *values.shape))
-        n = len(self._weights)
-
-        def mean(sums: Floats) -> float:
-            with np.errstate(invalid="ignore"):  # a draw may leave a subset without pairs, and says nothing then
-                return float(self._weights @ (sums[:n] / sums[n:]) / self._weights.sum())
-
-        found = bootstrap_of_sums(mean, np.concatenate([sizes * values, sizes]), self._clusters, draws=2000)
+        found = weighted_mean(values, self._subset, self._weights, self._clusters)
         if len(values) == 1:
             return Estimate(value=found.value, n=found.n, reason=ONE_SEED)
         return found

@@ -35,9 +35,9 @@ UNTRAINED = "untrained"
 MARGINS, EXTRA, PROBABILITIES, FILLED = "margins.json", "extra.json", "probabilities.json", "filled.json"
 LEFT_OUT = "left-out.json"
 _SURE = 1e-12
+"""Least probability that log-odds are taken of."""
 _MOST_WRONG = 0.45
 """Flips of nearly as many wrong labels as right ones teach nothing."""
-"""Least probability that log-odds are taken of."""
 
 
 def flip_labels(
