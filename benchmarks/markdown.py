@@ -38,12 +38,12 @@ def section(result: Mapping[str, Any]) -> str:
     lines = [
         f"Measured {result['date']} on {m['cpu']}, {m['cores']} cores, {m['ram_gib']} GiB, "
         f"{m['accelerator'] or 'no GPU'}; torch {torch}, Python {m['python']}; load before: {result['load_before']:g}. "
-        "Medians, in parentheses the least and the largest run.",
+        "Of several runs the median, with the least and the largest in parentheses; brackets are intervals.",
         "", f"{result['about'][:1].upper()}{result['about'][1:]}.", "",
     ]  # fmt: skip
     claims = [[c["name"], _value(c), c["target"], {True: "yes", False: "**no**", None: ""}[c["holds"]], str(c["n"])]
               for c in result["claims"]]  # fmt: skip
-    lines += table(["claim", "value", "target", "holds", "runs"], claims)
+    lines += table(["claim", "value", "target", "holds", "n"], claims)
     for title in dict.fromkeys(row.get("table") for row in result["rows"]):
         rows = [row for row in result["rows"] if row.get("table") == title]
         keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in HIDDEN]
